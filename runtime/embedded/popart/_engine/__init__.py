@@ -1,0 +1,1 @@
+"""The machinery behind the API files; nothing in it is part of PopART."""

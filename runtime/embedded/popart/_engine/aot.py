@@ -1,0 +1,305 @@
+"""Ahead-of-time compiled programs: trace with make_fx, torch.export, AOTInductor -> one .pt2 file.
+
+    graph -> fn(*weights, *inputs[, seed]) -> FX graph of aten ops -> .pt2 (native code; weights stay inputs)
+
+A program is keyed on everything that its native code depends on; a key that differs is refused, never run.
+"""
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import popart_exception
+from .ir import Graph
+from .program import Tensors, forward_function, plan, step_function
+from .shapes import device_dtype
+
+FORMAT_VERSION = 1
+KEY_MEMBER = "extra/popdet_key.json"  # in the one folder of the .pt2, which is a zip file
+# What `-march=native` looks at; the other flags of a CPU (mitigations, virtualisation) change with the kernel.
+_INSTRUCTION_SETS = re.compile(
+    r"(s?sse|avx|amx|fma|f16c|bmi|adx|movbe|popcnt|abm|lzcnt|vaes|vpclmul|gfni|sha_ni|neon|asimd|sve|fphp|bf16|i8mm|dotprod)"
+)
+
+_INDUCTOR = {"fallback_random": True}  # random ops draw from torch's generator, as the eager executor does
+
+
+class StaleProgram(popart_exception):
+    """A compiled program made for something else; `differences` maps a key's field to (found, wanted)."""
+
+    def __init__(self, path, differences: dict[str, tuple]):
+        lines = "; ".join(f"{name}: {_difference(*pair)}" for name, pair in differences.items())
+        super().__init__(f"The compiled program '{path}' does not fit here and must be compiled again: {lines}")
+        self.differences = differences
+
+
+class BadProgram(popart_exception):
+    """A file that is not a compiled program of popdet, or a damaged one."""
+
+
+def _difference(found, wanted) -> str:
+    if isinstance(found, str) and isinstance(wanted, str) and " " in found + wanted:
+        lost, new = set(found.split()) - set(wanted.split()), set(wanted.split()) - set(found.split())
+        return f"made with {' '.join(sorted(lost)) or 'nothing more'}, here {' '.join(sorted(new)) or 'nothing more'}"
+    return f"made for {found}, here {wanted}"
+
+
+def cpu_features() -> str:
+    """The instruction sets that native code may use, sorted, with the architecture first."""
+    import torch
+
+    flags: set[str] = set()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith(("flags", "Features")):
+                flags = {flag for flag in line.split(":")[1].split() if _INSTRUCTION_SETS.match(flag)}
+                break
+    return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability().replace(" ", "_"), *sorted(flags)])
+
+
+def graph_sha256(graph: Graph) -> str:
+    """Of the ops, the constants and the types; not of the weights' values, which are inputs of a program."""
+    digest = hashlib.sha256()
+
+    def add(*values):
+        for value in values:
+            if isinstance(value, np.ndarray):
+                digest.update(f"{value.dtype}{value.shape}".encode())
+                value = np.ascontiguousarray(value).tobytes()
+            digest.update(value if isinstance(value, bytes) else repr(value).encode())
+            digest.update(b"\0")
+
+    for op in graph.ops:
+        add(op.domain, op.op_type, op.version, op.inputs, op.outputs)
+        for name in sorted(op.attrs):
+            add(name, op.attrs[name])
+        add(op.settings.get("__partials_type"))
+    for name in sorted(graph.constants):
+        add(name, graph.constants[name])
+    for name in (*sorted(graph.initializers), *graph.inputs):
+        add(name, graph.info[name].data_type(), graph.info[name].dims)
+    return digest.hexdigest()
+
+
+def compile_key(
+    graph_hash: str, kind: str, wanted: Sequence[str], grads_of: Sequence[str] = (), loss: str | None = None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """What a compiled program depends on, as JSON can hold it. kind: "forward" or "step"."""
+    import torch
+
+    key = {
+        "format": FORMAT_VERSION, "kind": kind, "graph": graph_hash, "wanted": list(wanted), "grads_of": list(grads_of),
+        "loss": loss, "torch": torch.__version__, "cpu": cpu_features(), "device": device,
+    }  # fmt: skip
+    if torch.device(device).type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        key["device"] = f"cuda {torch.cuda.get_device_name(device)} sm_{major}{minor}"
+    return key
+
+
+class AotProgram:
+    """The compiled functions of a graph; see Program. What is asked for first is compiled then, or ahead by `compile`.
+
+    Arguments of the native function: the weights that it reads in sorted order, the graph inputs that it reads in the
+    graph's order and, for a step, the seed. Nothing of a weight is baked in.
+    """
+
+    def __init__(self, graph: Graph, loss: str | None = None, device: str = "cpu", graph_hash: str | None = None):
+        self.graph, self.loss, self._device = graph, loss, device
+        self._graph_hash = graph_hash or graph_sha256(graph)
+        self._compiled: list[_Compiled] = []
+
+    def compile(self, wanted: Sequence[str], grads_of: Sequence[str] | None = None) -> None:
+        """Compiles the forward pass to `wanted` or, with grads_of (may be empty), the training step."""
+        key = self._key(wanted, grads_of)
+        scratch = tempfile.TemporaryDirectory(prefix="popdet-aot-")
+        path = Path(scratch.name) / "program.pt2"
+        _compile_package(self.graph, key, self._device, path)
+        with zipfile.ZipFile(path, "a") as package:
+            package.writestr(f"{package.namelist()[0].split('/')[0]}/{KEY_MEMBER}", json.dumps(key, indent=1))
+        self._compiled.append(_Compiled(path, key, self.graph, scratch))
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the one compiled function, its key inside, to a file; atomically."""
+        if len(self._compiled) != 1:
+            raise popart_exception(f"{len(self._compiled)} functions are compiled; a file holds one: call compile once")
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            shutil.copyfile(self._compiled[0].path, partial)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike, graph: Graph, loss: str | None = None, wanted: Sequence[str] = (),
+        grads_of: Sequence[str] | None = None, device: str = "cpu", graph_hash: str | None = None,
+    ) -> AotProgram:  # fmt: skip
+        """The program in a file, if it is exactly the one that these arguments would compile here, else StaleProgram.
+
+        It is native code: whether to trust the file is decided before this is called. BadProgram when it is damaged.
+        """
+        program = cls(graph, loss, device, graph_hash)
+        key = program._key(wanted, grads_of)
+        check_key(path, key)
+        program._compiled.append(_Compiled(Path(path), key, graph))
+        return program
+
+    def forward(self, weights: Tensors, inputs: Tensors, wanted: Sequence[str]) -> Tensors:
+        """The wanted tensors."""
+        outputs, _ = self._find(wanted, None)(weights, inputs, None)
+        return {name: outputs[name] for name in wanted}
+
+    def step(self, weights, inputs, wanted, grads_of, seed) -> tuple[Tensors, Tensors]:
+        """The wanted tensors, and seed * d loss / d t for each t of grads_of."""
+        outputs, grads = self._find(wanted, grads_of)(weights, inputs, seed)
+        return {name: outputs[name] for name in wanted}, {name: grads[name] for name in grads_of}
+
+    def _key(self, wanted, grads_of):
+        kind, loss = ("forward", None) if grads_of is None else ("step", self.loss)
+        return compile_key(self._graph_hash, kind, wanted, grads_of or (), loss, self._device)
+
+    def _find(self, wanted, grads_of):
+        for compiled in self._compiled:
+            if compiled.computes(wanted, grads_of):
+                return compiled
+        self.compile(wanted, grads_of)
+        return self._compiled[-1]
+
+
+class _Compiled:
+    """One package, loaded."""
+
+    def __init__(self, path: Path, key: dict[str, Any], graph: Graph, scratch=None):
+        import torch
+
+        from . import custom  # noqa: F401  a program calls popdet's custom ops by name
+
+        self.path, self.key, self._scratch = path, key, scratch
+        weights, inputs = _arguments(graph, key)
+        self._info = {name: graph.info[name] for name in (*weights, *inputs)}
+        try:
+            self._run = torch._inductor.aoti_load_package(str(path))
+        except Exception as error:
+            raise BadProgram(f"'{path}' is damaged or no compiled program: {str(error).splitlines()[0]}") from error
+
+    def computes(self, wanted, grads_of) -> bool:
+        kind = "forward" if grads_of is None else "step"
+        known = set(wanted) <= set(self.key["wanted"]) and set(grads_of or ()) <= set(self.key["grads_of"])
+        return self.key["kind"] == kind and known
+
+    def __call__(self, weights, inputs, seed):
+        """(outputs, gradients) by name."""
+        arguments = []
+        for name, info in self._info.items():
+            tensor = weights[name] if name in weights else inputs[name]
+            if tuple(tensor.shape) != info.dims or tensor.dtype != _torch_dtype(info):
+                found = f"{tensor.dtype}{list(tensor.shape)}"
+                raise popart_exception(f"Tensor '{name}' is {found}, the compiled program takes {info}")
+            arguments.append(tensor.detach().contiguous())
+        if self.key["kind"] == "step":
+            arguments.append(seed.detach().float().reshape(()))
+        results = self._run(*arguments)
+        count = len(self.key["wanted"])
+        return dict(zip(self.key["wanted"], results)), dict(zip(self.key["grads_of"], results[count:]))
+
+
+def _torch_dtype(info):
+    import torch
+
+    return getattr(torch, device_dtype(info.dtype).name)
+
+
+def _arguments(graph, key):
+    """(weights, inputs) that the function of `key` reads."""
+    asked = {*key["wanted"], *key["grads_of"], *filter(None, [key["loss"]])}
+    read = asked.union(*(op.inputs for op, _ in plan(graph, asked)))
+    return sorted(read.intersection(graph.initializers)), [name for name in graph.inputs if name in read]
+
+
+def read_key(path: str | os.PathLike) -> dict[str, Any]:
+    """The key of a compiled program, read without loading the program; BadProgram when there is none."""
+    try:
+        with zipfile.ZipFile(path) as package:
+            damaged = package.testzip()
+            if damaged:
+                raise BadProgram(f"'{path}' is damaged: the checksum of {damaged} is wrong")
+            members = [name for name in package.namelist() if name.endswith(f"/{KEY_MEMBER}")]
+            key = json.loads(package.read(members[0]))
+    except FileNotFoundError:
+        raise BadProgram(f"There is no compiled program '{path}'") from None
+    except (OSError, ValueError, IndexError, zipfile.BadZipFile) as error:
+        raise BadProgram(f"'{path}' is damaged or no compiled program of popdet: {error}") from error
+    if not isinstance(key, dict):
+        raise BadProgram(f"'{path}' has no key: {KEY_MEMBER} is not an object")
+    return key
+
+
+def check_key(path: str | os.PathLike, wanted: dict[str, Any]) -> None:
+    """Raises StaleProgram when the program's key is not `wanted`, saying every field that differs."""
+    found = read_key(path)
+    names = dict.fromkeys([*wanted, *found])
+    differences = {name: (found.get(name), wanted.get(name)) for name in names if found.get(name) != wanted.get(name)}
+    if differences:
+        raise StaleProgram(path, differences)
+
+
+def trace(graph: Graph, key: dict[str, Any], device: str = "cpu"):
+    """(FX graph module of aten ops, example arguments) of the function that `key` names. Runs nothing on real data."""
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    weights, inputs = _arguments(graph, key)
+    wanted, grads_of, training = key["wanted"], key["grads_of"], key["kind"] == "step"
+    if training:
+        step = step_function(graph, key["loss"], wanted, grads_of)
+    else:
+        forward = forward_function(graph, wanted)
+
+    def flat(*tensors):
+        named = dict(zip([*weights, *inputs], tensors))
+        groups = {n: named[n] for n in weights}, {n: named[n] for n in inputs}
+        if training:
+            outputs, grads = step(*groups, tensors[-1])
+        else:
+            with torch.no_grad():
+                outputs, grads = forward(*groups), {}
+        results = [*(outputs[n] for n in wanted), *(grads[n] for n in grads_of)]
+        return tuple(_own(t, tensors) for t in results)
+
+    infos = [graph.info[name] for name in (*weights, *inputs)]
+    examples = [torch.zeros(info.dims, dtype=_torch_dtype(info), device=device) for info in infos]
+    if training:
+        examples.append(torch.ones((), device=device))
+    return make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples), tuple(examples)
+
+
+def _own(tensor, arguments):
+    """A copy where a result would share memory with an argument (Identity, Reshape of an input)."""
+    storage = tensor.untyped_storage()._cdata
+    return tensor.clone() if any(storage == a.untyped_storage()._cdata for a in arguments) else tensor
+
+
+def _compile_package(graph, key, device, path):
+    import torch
+
+    from . import custom  # noqa: F401
+
+    module, examples = trace(graph, key, device)
+    with torch.no_grad():
+        exported = torch.export.export(module, examples, strict=False)
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=_INDUCTOR)

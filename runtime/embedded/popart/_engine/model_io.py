@@ -1,0 +1,130 @@
+"""Loading a model from bytes or a file, with external data read from the file's own folder only; writing it back."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import popart_exception
+
+# popart/tensornames.hpp: names that contain one of these belong to PopART.
+OPTIMIZER_STATE = ("Accl___", "Accl1___", "Accl2___", "Accl3___", "Step___")
+RESERVED = (
+    "Gradient___", "UpdatedVar___", "Accum___", *OPTIMIZER_STATE, "AcclIntoReduce___", "AcclIntoUpdate___",
+    "AcclOutOfAcclUpdate___", "AdamUpdater___", "FinalReducedGradient___", "GlobalNorm___", "Counter___",
+    "UpdatedVarLamb___", "Restored___", "Stashed___", "lossScaling_", "randomSeed___", "___default___",
+    "___specific___",
+)  # fmt: skip
+
+
+def load_model(model_or_filename):
+    """bytes | path -> ModelProto with every tensor's data inside it."""
+    import onnx
+
+    if isinstance(model_or_filename, (bytes, bytearray)):
+        data, folder, where = bytes(model_or_filename), None, "the model given as bytes"
+    elif isinstance(model_or_filename, (str, os.PathLike)):
+        path = Path(model_or_filename)
+        where = f"the model file '{path}'"
+        try:
+            data, folder = path.read_bytes(), path.resolve().parent
+        except OSError as error:
+            raise popart_exception(f"Cannot read {where}: {error.strerror or error}") from None
+    else:
+        raise TypeError(f"A model is bytes or a filename, not {type(model_or_filename).__name__}")
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except Exception:
+        raise popart_exception(f"Failed to load a ModelProto from {where}: it is cut off or no ONNX model") from None
+    if not model.HasField("graph") or not model.graph.ByteSize():
+        raise popart_exception(f"Failed to load a ModelProto from {where}: it has no graph")
+    for tensor in _tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _load_external(tensor, folder, where)
+    return model
+
+
+def _tensors(model):
+    yield from model.graph.initializer
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+
+
+def _load_external(tensor, folder, where) -> None:
+    """Reads `location` (relative, inside `folder` after links are resolved), `offset`, `length` into raw_data."""
+    import onnx
+
+    facts = {entry.key: entry.value for entry in tensor.external_data}
+    location = facts.get("location", "")
+    if folder is None:
+        raise popart_exception(
+            f"The initializer '{tensor.name}' of {where} is external data ('{location}'); give the session a filename"
+        )
+    path = (folder / location).resolve()
+    if not location or Path(location).is_absolute() or folder not in path.parents:
+        raise popart_exception(
+            f"The initializer '{tensor.name}' of {where} points outside the model's folder: location '{location}'"
+        )
+    try:
+        offset, wanted = int(facts.get("offset", 0)), int(facts.get("length", _nbytes(tensor)))
+        size = path.stat().st_size
+        if offset < 0 or wanted != _nbytes(tensor) or offset + wanted > size:
+            raise ValueError(
+                f"bytes {offset}..{offset + wanted} of '{location}' ({size} bytes) do not hold its {_nbytes(tensor)}"
+            )
+        with path.open("rb") as file:
+            file.seek(offset)
+            tensor.raw_data = file.read(wanted)
+    except OSError as error:
+        problem = f"cannot read '{location}': {error.strerror or error}"
+        raise popart_exception(f"The initializer '{tensor.name}' of {where}: {problem}") from None
+    except ValueError as error:
+        raise popart_exception(f"The initializer '{tensor.name}' of {where}: {error}") from None
+    del tensor.external_data[:]
+    tensor.data_location = onnx.TensorProto.DEFAULT
+
+
+def _nbytes(tensor) -> int:
+    from onnx import helper
+
+    return int(np.prod(tensor.dims, dtype=np.int64)) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def check_names(model) -> None:
+    """No tensor may use a reserved prefix, but for the optimizer state that modelToHost stores as initializers."""
+    stored = {t.name for t in model.graph.initializer}
+    names = [v.name for v in model.graph.input] + [t.name for t in model.graph.initializer]
+    names += [name for node in model.graph.node for name in node.output]
+    for name in names:
+        if name in stored and name.startswith(OPTIMIZER_STATE):
+            continue
+        prefix = next((p for p in RESERVED if p in name), None)
+        if prefix:
+            raise popart_exception(f"Provided tensor {name} has an invalid name: clash with reserved prefix {prefix}")
+
+
+def write_model(model, arrays: dict[str, np.ndarray], path) -> None:
+    """The model with these initializers replaced or added, all data inside the one file, written atomically."""
+    import onnx
+    from onnx import numpy_helper
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    stored = {tensor.name: tensor for tensor in copy.graph.initializer}
+    for name, array in arrays.items():
+        proto = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        (stored[name] if name in stored else copy.graph.initializer.add()).CopyFrom(proto)
+    temporary = Path(f"{os.fspath(path)}.part")
+    try:
+        temporary.write_bytes(copy.SerializeToString())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise popart_exception(f"Cannot write the model to '{path}': {error.strerror or error}") from None
+    except ValueError as error:
+        raise popart_exception(f"Cannot write the model to '{path}': {error}") from None

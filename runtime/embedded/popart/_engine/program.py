@@ -1,0 +1,144 @@
+"""A program: the ops of a graph as a function of weights and inputs. One interface, two executors.
+
+`EagerProgram` interprets op by op; `aot.AotProgram` compiles `forward_function` / `step_function`, which are traceable.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from .ir import Graph, Op
+from .shapes import device_tensor, fake_like, run_op
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tensors = dict[str, "Tensor"]
+
+
+class Program(Protocol):
+    """weights: every float initializer by id. inputs: every graph input by id. All torch tensors on one device."""
+
+    def forward(self, weights: Tensors, inputs: Tensors, wanted: Sequence[str]) -> Tensors:
+        """The wanted tensors."""
+
+    def step(
+        self, weights: Tensors, inputs: Tensors, wanted: Sequence[str], grads_of: Sequence[str], seed: Tensor
+    ) -> tuple[Tensors, Tensors]:
+        """The wanted tensors, and seed * d loss / d t for every t of `grads_of` (weights, inputs or activations).
+
+        seed: float scalar tensor, the loss scaling.
+        """
+
+
+class EagerProgram:
+    """Runs the lowerings one after the other."""
+
+    def __init__(self, graph: Graph, loss: str | None = None):
+        self.graph, self.loss = graph, loss
+        self._plans: dict[tuple, list] = {}
+
+    def forward(self, weights, inputs, wanted):
+        import torch
+
+        with torch.no_grad():
+            return run_ops(self.graph, {**weights, **inputs}, wanted, self._plan(wanted))
+
+    def step(self, weights, inputs, wanted, grads_of, seed):
+        return step_function(self.graph, self.loss, wanted, grads_of)(weights, inputs, seed)
+
+    def _plan(self, wanted):
+        key = tuple(wanted)
+        if key not in self._plans:
+            self._plans[key] = plan(self.graph, wanted)
+        return self._plans[key]
+
+
+def forward_function(graph: Graph, wanted: Sequence[str]) -> Callable:
+    """fn(weights, inputs) -> {id: tensor}: what an ahead-of-time compiler traces for inference."""
+    steps = plan(graph, wanted)
+    return lambda weights, inputs: run_ops(graph, {**weights, **inputs}, wanted, steps)
+
+
+def step_function(graph: Graph, loss: str, wanted: Sequence[str], grads_of: Sequence[str]) -> Callable:
+    """fn(weights, inputs, seed) -> (outputs, gradients): one micro-batch forward and backward, traceable by make_fx."""
+    import torch
+
+    asked = [*dict.fromkeys([*wanted, loss, *grads_of])]
+    steps = plan(graph, asked, free=False)
+
+    def step(weights, inputs, seed):
+        with torch.enable_grad():
+            leaves = {name: _leaf(t, name in grads_of) for name, t in {**weights, **inputs}.items()}
+            values = run_ops(graph, leaves, asked, steps)
+            total = values[loss]
+            targets = [values[name] for name in grads_of]
+            if not targets:
+                return {name: values[name].detach() for name in wanted}, {}
+            grads = torch.autograd.grad(total, targets, seed.to(total.dtype).reshape(total.shape))
+        return {name: values[name].detach() for name in wanted}, dict(zip(grads_of, grads))
+
+    return step
+
+
+def _leaf(tensor, wants_grad: bool):
+    leaf = tensor.detach()
+    return leaf.requires_grad_(True) if wants_grad else leaf
+
+
+def plan(graph: Graph, wanted: Iterable[str], free: bool = True) -> list[tuple[Op, tuple[str, ...]]]:
+    """The ops that `wanted` needs, each with the tensors that nothing reads afterwards."""
+    needed, ops = set(wanted), []
+    for op in reversed(graph.ops):
+        if needed.intersection(op.outputs):
+            needed.update(n for n in op.inputs if n)
+            ops.append(op)
+    alive, steps = set(wanted), []
+    for op in ops:
+        touched = {n for n in (*op.inputs, *op.outputs) if n}
+        steps.append((op, tuple(touched - alive) if free else ()))
+        alive |= touched
+    return steps[::-1]
+
+
+def run_ops(graph: Graph, values: Tensors, wanted: Sequence[str], steps: list) -> Tensors:
+    """Interprets `steps` (see plan), dropping each tensor after its last reader. values: weights and inputs."""
+    import torch
+
+    values = dict(values)
+    device = next((t.device for t in values.values()), torch.device("cpu"))
+
+    def value(name: str) -> Tensor:
+        if name not in values and name in graph.constants:
+            values[name] = device_tensor(graph.constants[name], device)
+        return values[name]
+
+    for op, finished in steps:
+        results = run_op(op, [value(name) if name else None for name in op.inputs])
+        values.update({name: t for name, t in zip(op.outputs, results) if name})
+        for name in finished:
+            values.pop(name, None)
+    return {name: value(name) for name in wanted}
+
+
+def gradient_path(graph: Graph, loss: str, candidates: Sequence[str]) -> list[str]:
+    """Those of `candidates` (weights, inputs or activations) that the loss has a gradient to. Costs no arithmetic."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    needed = {loss}
+    for op, _ in plan(graph, [loss]):
+        needed.update((*op.inputs, *op.outputs))
+    candidates = [n for n in candidates if n in needed and graph.info[n].dtype.kind == "f"]
+    sources = [*graph.initializers, *graph.inputs]
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.enable_grad():
+        leaves = {n: fake_like(graph.info[n]) for n in sources}
+        for name in leaves:
+            if leaves[name].dtype.is_floating_point and (name in graph.initializers or name in candidates):
+                leaves[name].requires_grad_(True)
+        values = run_ops(graph, leaves, [loss, *candidates], plan(graph, [loss, *candidates], free=False))
+        targets = [n for n in candidates if values[n].requires_grad]
+        if not targets or not values[loss].requires_grad:
+            return []
+        grads = torch.autograd.grad(values[loss], [values[n] for n in targets], allow_unused=True)
+    return [n for n, grad in zip(targets, grads) if grad is not None]

@@ -1,0 +1,226 @@
+"""InferenceSession and TrainingSession, with PopART 3.4's names, order of arguments, defaults and errors."""
+import os
+
+from ._engine import anchors, model_io
+from .dataflow import DataFlow
+from .devices import DeviceInfo
+from .enums import DeviceType
+from .errors import absent, popart_exception, popart_runtime_error, unsupported
+from .inputs import InputShapeInfo, Patterns
+from .optimizer import Optimizer
+from .options import SessionOptions
+from .stepio import PyWeightsIO
+
+# Methods that PopART has and this runtime refuses by name.
+_ABSENT = {
+    "getSummaryReport": "It describes a compiled Poplar graph.",
+    "getReport": "It describes a compiled Poplar graph.",
+    "getSerializedGraph": "It describes a compiled Poplar graph.",
+    "_serializeIr": "",
+    "getIr": "",
+    "getRNGState": "Use setRandomSeed.",
+    "setRNGState": "Use setRandomSeed.",
+    "getCycleCount": "There are no IPU cycles to count.",
+    "saveVariables": "Use modelToHost.",
+    "updateExternallySavedTensorLocations": "modelToHost writes all data into the one file.",
+    "checkInplacingAmbiguity": "",
+    "updateEngineCache": "",
+    "broadcastWeights": "There is one process.",
+    "connectStreamToCallback": "Use PyStepIOCallback.",
+}
+
+
+class _Session:
+    def __init__(self, fnModel, dataFlow, deviceInfo, inputShapeInfo, patterns, userOptions, name, loss, optimizer):
+        for value, kind, label in (
+            (dataFlow, DataFlow, "dataFlow"), (deviceInfo, DeviceInfo, "deviceInfo"),
+            (inputShapeInfo, InputShapeInfo, "inputShapeInfo"), (userOptions, SessionOptions, "userOptions"),
+            (patterns, (Patterns, type(None)), "patterns"),
+        ):  # fmt: skip
+            if not isinstance(value, kind):
+                raise TypeError(f"{type(self).__name__}: {label} is a {type(value).__name__}")
+        from ._engine.session_core import SessionCore  # imports torch, so not before a session is built
+
+        self.name, self._patterns = name, patterns
+        self._core = SessionCore(fnModel, dataFlow, deviceInfo, inputShapeInfo, userOptions, loss, optimizer)
+
+    def __getattr__(self, name):
+        if name in _ABSENT:
+            return absent(f"{type(self).__name__}.{name}", _ABSENT[name])
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+    @property
+    def dataFlow(self):
+        return self._core.data_flow
+
+    @property
+    def replicationFactor(self):
+        return self._core.options.replicatedGraphCount
+
+    @property
+    def accumulationFactor(self):
+        return self._core.accumulation
+
+    def initAnchorArrays(self):
+        """{anchor: ndarray}: [batchesPerStep, accumulationFactor, *shape] for All, dimensions of 1 dropped."""
+        core, flow = self._core, self._core.data_flow
+        return {
+            name: anchors.empty_array(flow.art(name), flow.batchesPerStep(), core.accumulation, core.info(name))
+            for name in flow.anchors()
+        }
+
+    def prepareDevice(self, loadEngine=True):
+        """Builds (or compiles) the program."""
+        self._core.prepare()
+
+    def loadEngineAndConnectStreams(self):
+        self._core.executable()
+
+    def weightsFromHost(self):
+        """Host weights and optimizer state to the device."""
+        self._core.send_weights()
+
+    def weightsToHost(self):
+        """Device weights and optimizer state to the host, where readWeights and modelToHost find them."""
+        self._core.fetch_weights()
+
+    def readWeights(self, weightsIo):
+        """Copies the host's weights into the arrays of a PyWeightsIO; it may name some of the weights only."""
+        for name, array in self._weights_of(weightsIo).items():
+            array[...] = self._core.host[name].reshape(array.shape)
+
+    def writeWeights(self, weightsIo):
+        """Copies arrays of a PyWeightsIO into the host's weights; weightsFromHost sends them on."""
+        self._core.refuse_constant_weights("writeWeights")
+        for name, array in self._weights_of(weightsIo).items():
+            self._core.host[name][...] = array.reshape(self._core.host[name].shape)
+
+    def _weights_of(self, io):
+        if not isinstance(io, PyWeightsIO):
+            raise TypeError("A PyWeightsIO is expected")
+        unknown = [name for name in io._weights if name not in self._core.host]
+        if unknown:
+            raise popart_exception(f"PyWeightsIO names '{unknown[0]}', which is not a weight of this session")
+        return {name: io._array(name, self._core.info(name)) for name in io._weights}
+
+    def run(self, *args, **kwargs):
+        """`run(stepio, debugName="")`: batchesPerStep times accumulationFactor micro-batches."""
+        stepio = args[0] if args else kwargs.get("stepio")
+        if isinstance(stepio, (int, str)) or "programHandle" in kwargs:
+            raise unsupported("run(programHandle, stepio)", "There is one program; use run(stepio).")
+        if not hasattr(stepio, "_begin"):
+            raise TypeError("run takes a PyStepIO or a PyStepIOCallback")
+        self._core.run(stepio)
+
+    def modelToHost(self, fn):
+        """Writes the ONNX model with the device's weights and the optimizer state, all data inside, to `fn`."""
+        core = self._core
+        if core.weights_sent:
+            core.fetch_weights()
+        model_io.write_model(core.model, core.host, fn)
+
+    def resetHostWeights(self, modelProtoOrFilename, ignoreWeightsInModelWithoutCorrespondingHostWeight=False):
+        """New host weights from a model; call weightsFromHost afterwards."""
+        self._core.refuse_constant_weights("resetHostWeights")
+        self._core.reset_host_weights(modelProtoOrFilename, ignoreWeightsInModelWithoutCorrespondingHostWeight)
+
+    def getInfo(self, id):
+        return self._core.info(id)
+
+    def setRandomSeed(self, seedValue):
+        self._core.set_seed(seedValue)
+
+    def getRandomSeed(self):
+        return self._core.seed
+
+    def saveExecutable(self, path, savePopartMetadata=True, saveVariables=True):
+        """Stores the compiled program; a file, or a directory that gets `executable.pt2`. Weights stay in the model."""
+        self._program_file("saveExecutable").save(_executable_path(path))
+
+    def loadExecutable(self, filename):
+        """Loads a program that saveExecutable stored, instead of prepareDevice's compilation."""
+        if self._core.options.executor != "aot":
+            raise unsupported("loadExecutable with the eager executor", _AOT_REMEDY)
+        self._core.load_program(_executable_path(filename))
+
+    def compileAndExport(self, filename):
+        if self._core.device_info.type not in (DeviceType.Ipu, DeviceType.OfflineIpu):
+            raise popart_runtime_error(
+                f"Executables for device type {self._core.device_info.type.name.lower()} cannot be saved"
+            )
+        if self._core.program is None:
+            self._core.prepare()
+        self.saveExecutable(filename)
+
+    def _program_file(self, call):
+        program = self._core.executable()
+        if not hasattr(program, "save"):
+            raise unsupported(f"{call} with the eager executor", _AOT_REMEDY)
+        return program
+
+
+_AOT_REMEDY = 'Set SessionOptions.engineOptions["popdet.executor"] = "aot".'
+
+
+def _executable_path(path):
+    return os.path.join(path, "executable.pt2") if os.path.isdir(path) else path
+
+
+class InferenceSession(_Session):
+    """Runs a model forward. Every check of the graph is made here, in the constructor."""
+
+    def __init__(
+        self,
+        fnModel,
+        dataFlow,
+        deviceInfo,
+        inputShapeInfo=None,
+        patterns=None,
+        userOptions=None,
+        name="inference",
+    ):
+        super().__init__(
+            fnModel, dataFlow, deviceInfo, InputShapeInfo() if inputShapeInfo is None else inputShapeInfo, patterns,
+            SessionOptions() if userOptions is None else userOptions, name, None, None,
+        )  # fmt: skip
+
+    @classmethod
+    def fromIr(cls, *args, **kwargs):
+        raise unsupported("InferenceSession.fromIr (popxl)")
+
+    def getAllTensorIds(self):
+        return list(self._core.graph.info)
+
+
+class TrainingSession(_Session):
+    """Trains every float initializer that the loss has a gradient to."""
+
+    def __init__(
+        self,
+        fnModel,
+        dataFlow,
+        loss,
+        optimizer,
+        deviceInfo,
+        inputShapeInfo=None,
+        patterns=None,
+        userOptions=None,
+        name="training",
+    ):
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"TrainingSession: optimizer is a {type(optimizer).__name__}")
+        if not isinstance(loss, str):
+            raise TypeError(f"TrainingSession: loss is a {type(loss).__name__}, not a tensor id")
+        super().__init__(
+            fnModel, dataFlow, deviceInfo, InputShapeInfo() if inputShapeInfo is None else inputShapeInfo, patterns,
+            SessionOptions() if userOptions is None else userOptions, name, loss, optimizer,
+        )  # fmt: skip
+
+    def getTensorIds(self):
+        return list(self._core.graph.info)
+
+    def updateOptimizerFromHost(self, optimizer):
+        """New values for the variable hyper-parameters, at once."""
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(f"updateOptimizerFromHost: optimizer is a {type(optimizer).__name__}")
+        self._core.updater.replace(optimizer)

@@ -1,0 +1,238 @@
+"""An artifact as a PopART session: `open_inference` and `open_training`, and what runs behind each."""
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable, Mapping, Optional, Sequence, Union
+
+import numpy as np
+
+from popdet.config import TrainConfig
+from runtime import session_setup as setup
+from runtime.artifact import Artifact
+from runtime.atomic_io import write_bytes_atomic
+from runtime.compiled_cache import CompiledCache, Key, program_key
+from runtime.errors import ConfigError, EnvironmentProblem
+from runtime.manifest import GraphSpec
+from runtime.popart_api import is_embedded_module, load_popart
+from runtime.session_setup import Arrays, popart_errors
+
+LOSS = "loss"  # the scalar output of every training graph that is minimised
+STATE_PREFIXES = ("Accl___", "Accl1___")  # PopART's momentum of a weight: combined with the accumulator, or separate
+COMPILED_INFERENCE = "embedded/infer.pt2"
+Message = Callable[[str], None]
+
+
+class InferenceRunner:
+    """An inference program: call it with {input: array}, get {output: array}. `pipelined` says how the stages run."""
+
+    def __init__(
+        self, graph: GraphSpec, session: Any, outputs: Sequence[str], batches_per_step: int, pipelined: bool
+    ) -> None:
+        self.graph, self.session, self.outputs = graph, session, tuple(outputs)
+        self.batches_per_step, self.pipelined = batches_per_step, pipelined
+        self.batch = graph.inputs[0].shape[0]  # images in a micro-batch
+        self._anchors = session.initAnchorArrays()
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """One call: {name: array} of the graph's input shapes, with a leading [batches_per_step] where that is over 1.
+
+        Returns the outputs in the same form, as new arrays. Raises ConfigError on a missing or misshapen input.
+        """
+        arrays = setup.check_inputs(self.graph, inputs, self.batches_per_step)
+        with popart_errors(f"running {self.graph.file}"):
+            self.session.run(load_popart().PyStepIO(arrays, self._anchors))
+        return {name: np.array(self._anchors[name]) for name in self.outputs}
+
+    __call__ = run
+
+
+class TrainingRunner:
+    """A training program. One step is one weight update over `accumulation` micro-batches."""
+
+    def __init__(self, artifact: Artifact, graph: GraphSpec, session: Any, train: TrainConfig) -> None:
+        self.artifact, self.graph, self.session, self.train = artifact, graph, session, train
+        self.learning_rate = train.learning_rate
+        self._anchors = session.initAnchorArrays()
+        self._shapes = {name: (train.accumulation, *session.getInfo(name).shape()) for name in self._anchors}
+        known = set(session.getTensorIds())
+        self._weights = _empty_arrays(session, [name for name in artifact.layout().names if name in known])
+        self._state = _empty_arrays(session, [prefix + name for prefix in STATE_PREFIXES for name in self._weights])
+
+    def step(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
+        """Train on {name: [accumulation, *shape]}; returns every anchor as [accumulation, *shape], new arrays."""
+        arrays = setup.check_inputs(self.graph, inputs, self.train.accumulation, keep_one=True)
+        with popart_errors(f"training {self.graph.file}"):
+            self.session.run(load_popart().PyStepIO(arrays, self._anchors))
+        return {name: np.array(array).reshape(self._shapes[name]) for name, array in self._anchors.items()}
+
+    def weights(self) -> Arrays:
+        """Every tensor of weights.safetensors, float32; what the training graph does not use keeps the file's value."""
+        self._fetch()
+        return {**self.artifact.weights(), **{name: np.array(array) for name, array in self._weights.items()}}
+
+    def optimizer_state(self) -> Arrays:
+        """The momentum by PopART's tensor id, Accl___<weight>; empty without momentum."""
+        self._fetch()
+        return {name: np.array(array) for name, array in self._state.items()}
+
+    def load_weights(self, weights: Mapping[str, np.ndarray], state: Optional[Mapping[str, np.ndarray]] = None) -> None:
+        """Continue from `weights` (every tensor of the layout) and `state`, as `optimizer_state` returned it.
+
+        Without a state the momentum starts afresh. Raises ConfigError when a tensor is missing or misshapen.
+        """
+        label = f"loading weights into {self.graph.file}"
+        arrays = {name: setup.fitting(label, name, weights, array) for name, array in self._weights.items()}
+        for name, array in self._state.items():
+            fresh = self._fresh_state(name, arrays)
+            arrays[name] = fresh if state is None else setup.fitting(label, name, state, array)
+        with popart_errors(label):
+            self.session.writeWeights(load_popart().PyWeightsIO(arrays))
+            self.session.weightsFromHost()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Use another learning rate from the next step on; the other hyper-parameters are constants of the program."""
+        with popart_errors("updating the optimizer"):
+            optimizer = setup.make_optimizer(load_popart(), self.train, learning_rate)
+            self.session.updateOptimizerFromHost(optimizer)
+        self.learning_rate = learning_rate
+
+    def _fetch(self) -> None:
+        with popart_errors(f"reading weights of {self.graph.file}"):
+            self.session.weightsToHost()
+            self.session.readWeights(load_popart().PyWeightsIO({**self._weights, **self._state}))
+
+    def _fresh_state(self, name: str, weights: Arrays) -> np.ndarray:
+        # PopART's combined form keeps v + weight_decay * w in Accl___w, so where it starts depends on the weights.
+        prefix, weight = name[: name.index("___") + 3], name[name.index("___") + 3 :]
+        decay = self.train.weight_decay if prefix == "Accl___" else 0.0
+        return np.ascontiguousarray(weights[weight] * decay, dtype=self._state[name].dtype)
+
+
+def open_inference(
+    artifact: Artifact, outputs: Optional[Sequence[str]] = None, batches_per_step: int = 1,
+    executor: Optional[str] = None, trust_compiled: bool = False, on_message: Message = print,
+    weights: Optional[Mapping[str, np.ndarray]] = None, cache: Optional[CompiledCache] = None,
+) -> InferenceRunner:
+    """Open the inference program of an artifact.
+
+    outputs: tensors to return, outputs or intermediates of the graph; None: the graph's outputs. executor: aot, eager;
+    None: as the artifact was compiled. weights: others than the artifact's, of the same layout.
+    A PopART pipeline needs a micro-batch in flight per stage: with fewer batches_per_step the stages run one after the
+    other, on the same IPUs with the same numbers.
+    Raises GraphError (PopART refuses the graph), EnvironmentProblem (no device), ConfigError.
+    """
+    popart, graph, config = load_popart(), artifact.graph("infer"), artifact.config.compile
+    if batches_per_step < 1:
+        raise ConfigError(f"batches_per_step must be at least 1, found {batches_per_step}")
+    wanted = list(graph.output_names if outputs is None else outputs)
+    # Some of the graph's outputs are read from the program of all of them, so that there is one to compile.
+    anchors = wanted if set(wanted) - set(graph.output_names) else list(graph.output_names)
+    options = setup.placement_options(popart, graph, config, pipelining=batches_per_step >= graph.depth)
+    options.constantWeights = weights is None  # PopART refuses writeWeights on constants
+    setup.choose_executor(popart, options, executor or config.executor)
+    path = artifact.directory.resolve() / graph.file
+    with popart_errors(f"opening {path}"), setup.external_data(popart, artifact):
+        session = popart.InferenceSession(
+            fnModel=str(path), dataFlow=popart.DataFlow(batches_per_step, anchors, popart.AnchorReturnType("All")),
+            deviceInfo=setup.acquire_device(popart, graph.ipus), userOptions=options,
+        )
+        key = program_key(artifact, "infer", anchors)
+        _prepare(popart, session, options, artifact, key, trust_compiled, on_message, cache or CompiledCache())
+        if weights is not None:
+            known = set(session.getAllTensorIds())
+            current = _empty_arrays(session, [name for name in artifact.layout().names if name in known])
+            arrays = {name: setup.fitting(str(path), name, weights, array) for name, array in current.items()}
+            session.writeWeights(popart.PyWeightsIO(arrays))
+        session.weightsFromHost()
+    return InferenceRunner(graph, session, wanted, batches_per_step, options.enablePipelining)
+
+
+def open_training(
+    artifact: Artifact, train: TrainConfig, weights: Optional[Mapping[str, np.ndarray]] = None,
+    anchors: Optional[Sequence[str]] = None, trust_compiled: bool = False, on_message: Message = print,
+    cache: Optional[CompiledCache] = None,
+) -> TrainingRunner:
+    """Open the training program of an artifact with the recipe `train`.
+
+    anchors: tensors that every step returns per micro-batch, also PopART's own such as Gradient___<weight>; None: the
+    graph's outputs. weights: others than the artifact's, of the same layout.
+    Raises ConfigError when `train.accumulation` cannot fill the pipeline, GraphError, EnvironmentProblem.
+    """
+    popart, graph, config = load_popart(), artifact.graph("train"), artifact.config.compile
+    setup.check_accumulation(graph, config, train)
+    names = list(graph.output_names if anchors is None else anchors)
+    options = setup.placement_options(popart, graph, config, pipelining=True)
+    options.enableGradientAccumulation = train.accumulation > 1
+    options.accumulationFactor = train.accumulation
+    options.accumulationAndReplicationReductionType = popart.ReductionType.Mean
+    setup.choose_executor(popart, options, train.executor)
+    path = artifact.directory.resolve() / graph.file
+    with popart_errors(f"opening {path}"), setup.external_data(popart, artifact):
+        session = popart.TrainingSession(
+            fnModel=str(path), dataFlow=popart.DataFlow(1, names, popart.AnchorReturnType("All")), loss=LOSS,
+            optimizer=setup.make_optimizer(popart, train, train.learning_rate),
+            deviceInfo=setup.acquire_device(popart, graph.ipus), userOptions=options,
+        )
+        key = program_key(artifact, "train", names)
+        _prepare(popart, session, options, artifact, key, trust_compiled, on_message, cache or CompiledCache())
+        session.weightsFromHost()
+    runner = TrainingRunner(artifact, graph, session, train)
+    if weights is not None:
+        runner.load_weights(weights)
+    return runner
+
+
+def compile_inference(
+    directory: Union[Artifact, str, Path], on_message: Message = print, cache: Optional[CompiledCache] = None
+) -> Artifact:
+    """Compile the inference program of an artifact into its `embedded/` and enter it in the manifest.
+
+    A program that this user compiled before for the same key is taken from the cache. Only for the embedded runtime.
+    """
+    artifact = directory if isinstance(directory, Artifact) else Artifact.open(directory, verify=False)
+    cache = cache or CompiledCache()
+    open_inference(artifact, executor="aot", on_message=on_message, cache=cache)
+    key = program_key(artifact, "infer", artifact.graph("infer").output_names)
+    program = cache.lookup(artifact, key).program
+    if program is None:
+        raise EnvironmentProblem(f"{cache.root}: the program that was just compiled is not there any more")
+    write_bytes_atomic(artifact.directory / COMPILED_INFERENCE, program.read_bytes())
+    return artifact.add_compiled([{"file": COMPILED_INFERENCE, "graph": "infer", "key": key}])
+
+
+def _prepare(
+    popart: ModuleType, session: Any, options: Any, artifact: Artifact, key: Key, trust_compiled: bool,
+    on_message: Message, cache: CompiledCache,
+) -> None:
+    """prepareDevice, with a compiled program where one may run; one that had to be compiled is kept in the cache."""
+    if not is_embedded_module(popart) or options.engineOptions.get("popdet.executor") != "aot":
+        session.prepareDevice()
+        return
+    found = cache.lookup(artifact, key, trust_compiled)
+    reason = found.reason
+    if found.program is not None:
+        try:
+            session.loadExecutable(str(found.program))
+            return
+        except popart.popart_exception as error:
+            cache.forget(key)
+            reason = f"it does not load here: {error}"
+    if reason:
+        on_message(f"compiled {key['graph']} program not used: {reason}; compiling it again from ONNX")
+    session.prepareDevice()
+    with cache.scratch() as scratch:
+        session.saveExecutable(str(scratch))
+        cache.store(key, scratch)
+
+
+def _empty_arrays(session: Any, names: Sequence[str]) -> Arrays:
+    """A zero array for each of `names` that the session has, of its shape and dtype."""
+    popart, arrays = load_popart(), {}
+    for name in names:
+        try:
+            info = session.getInfo(name)
+        except popart.popart_exception:  # no such tensor; getTensorIds does not list optimizer state everywhere
+            continue
+        arrays[name] = np.zeros(tuple(info.shape()), info.data_type_lcase())
+    return arrays

@@ -1,0 +1,131 @@
+"""What a session is built from: options, device, optimizer, and the checks of what goes in.
+
+Written for PopART's API as the SDK has it; only `choose_executor` and `external_data` ask which popart it is.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Dict, Iterator, Mapping
+
+import numpy as np
+
+from popdet.config import CompileConfig, TrainConfig
+from runtime.artifact import Artifact
+from runtime.errors import ConfigError, EnvironmentProblem, GraphError
+from runtime.manifest import GraphSpec, TensorSpec
+from runtime.popart_api import is_embedded_module, load_popart
+
+Arrays = Dict[str, np.ndarray]
+
+
+def placement_options(popart: ModuleType, graph: GraphSpec, config: CompileConfig, pipelining: bool) -> Any:
+    """SessionOptions for the graph's IPUs and stages; `pipelining` False keeps the placement but not the overlap."""
+    options = popart.SessionOptions()
+    if graph.ipus > 1:
+        options.virtualGraphMode = popart.VirtualGraphMode.Manual
+    options.enablePipelining = bool(pipelining and config.pipelining and graph.is_split)
+    if graph.kind == "train" and config.recompute == "pipeline":
+        if not options.enablePipelining:
+            raise ConfigError("compile.recompute=pipeline needs a pipeline of two IPUs or more; use standard or none")
+        options.autoRecomputation = popart.RecomputationType.Pipeline
+    elif graph.kind == "train" and config.recompute == "standard":
+        options.autoRecomputation = popart.RecomputationType.Standard
+    return options
+
+
+def check_accumulation(graph: GraphSpec, config: CompileConfig, train: TrainConfig) -> None:
+    """PopART: an accumulating pipeline needs a micro-batch for each forward and backward stage; else ConfigError."""
+    if config.pipelining and graph.is_split and train.accumulation < graph.depth:
+        raise ConfigError(
+            f"train.accumulation is {train.accumulation}; a pipeline of {len(graph.stage_ipus)} stages needs at least "
+            f"{graph.depth} micro-batches in a step, one for each forward and backward stage. Set "
+            f"train.accumulation={graph.depth} or more, compile for fewer stages, or set compile.pipelining=false"
+        )
+
+
+def make_optimizer(popart: ModuleType, train: TrainConfig, learning_rate: float) -> Any:
+    """SGD whose learning rate may change and whose other hyper-parameters are constants of the program."""
+    return popart.SGD({
+        "defaultLearningRate": (learning_rate, False), "defaultMomentum": (train.momentum, True),
+        "defaultWeightDecay": (train.weight_decay, True), "lossScaling": (train.loss_scaling, True),
+    })
+
+
+def acquire_device(popart: ModuleType, ipus: int) -> Any:
+    """A device of `ipus` IPUs; raises EnvironmentProblem when this machine has none free."""
+    try:
+        return popart.DeviceManager().acquireAvailableDevice(ipus)
+    except popart.popart_exception as error:
+        raise EnvironmentProblem(f"no device with {ipus} IPUs: {error}") from error
+
+
+def choose_executor(popart: ModuleType, options: Any, executor: str) -> None:
+    """The embedded runtime's executor; the SDK compiles for the IPU and has no such choice."""
+    if executor not in ("aot", "eager"):
+        raise ConfigError(f"executor '{executor}' is unknown; it is aot or eager")
+    if is_embedded_module(popart):
+        options.engineOptions = {**dict(options.engineOptions), "popdet.executor": executor}
+
+
+@contextlib.contextmanager
+def popart_errors(doing: str) -> Iterator[None]:
+    """Turn PopART's exceptions into popdet's, keeping PopART's words."""
+    popart = load_popart()
+    try:
+        yield
+    except popart.OutOfMemoryException as error:
+        raise GraphError(
+            f"{doing}: does not fit into the IPUs' memory: {error}. Use more IPUs, recompute, or mixed precision"
+        ) from error
+    except (popart.popart_exception, popart.poplar_exception, popart.poplibs_exception) as error:
+        raise GraphError(f"{doing}: {error}") from error
+
+
+@contextlib.contextmanager
+def external_data(popart: ModuleType, artifact: Artifact) -> Iterator[None]:
+    """The SDK opens an external tensor's location as it is written, so relative to the working directory."""
+    if is_embedded_module(popart):
+        yield
+        return
+    before = Path.cwd()
+    os.chdir(str(artifact.directory))
+    try:
+        yield
+    finally:
+        os.chdir(str(before))
+
+
+def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray], leading: int, keep_one: bool = False) -> Arrays:
+    """The inputs, C-contiguous and in the graph's dtypes, with [leading] in front where over 1 or `keep_one`.
+
+    Raises ConfigError naming an input that is missing, unknown, misshapen or of a dtype that would lose values.
+    """
+    specs = {spec.name: spec for spec in graph.inputs}
+    for name in inputs:
+        if name not in specs:
+            raise ConfigError(f"{graph.file}: unknown input '{name}'; it has {', '.join(specs)}")
+    prefix = (leading,) if leading > 1 or keep_one else ()
+    return {name: _check_input(graph.file, spec, prefix, inputs) for name, spec in specs.items()}
+
+
+def _check_input(file: str, spec: TensorSpec, prefix: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+    if spec.name not in inputs:
+        raise ConfigError(f"{file}: input '{spec.name}' is missing")
+    array = np.asarray(inputs[spec.name])
+    if array.shape != prefix + spec.shape:
+        raise ConfigError(f"{file}: input '{spec.name}' has shape {array.shape}, expected {prefix + spec.shape}")
+    if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
+        raise ConfigError(f"{file}: input '{spec.name}' is {array.dtype}, expected {spec.dtype}")
+    return np.ascontiguousarray(array, dtype=spec.dtype)
+
+
+def fitting(label: str, name: str, source: Mapping[str, np.ndarray], current: np.ndarray) -> np.ndarray:
+    """`source[name]` as PopART takes it, C-contiguous and of `current`'s dtype; ConfigError if absent or misshapen."""
+    if name not in source:
+        raise ConfigError(f"{label}: '{name}' is missing among the weights")
+    if tuple(source[name].shape) != current.shape:
+        raise ConfigError(f"{label}: '{name}' has shape {tuple(source[name].shape)}, expected {current.shape}")
+    return np.ascontiguousarray(source[name], dtype=current.dtype)
