@@ -21,6 +21,7 @@ class PassContext:
     compile: CompileConfig = field(default_factory=CompileConfig)
     network: Optional[NetworkConfig] = None
     trainable: FrozenSet[str] = frozenset()
+    accumulation: Optional[int] = None  # gradient accumulation factor of the training session to come
 
 
 @dataclass

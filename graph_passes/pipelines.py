@@ -114,7 +114,7 @@ def make_context(graph: Graph, kind: str, config: Config) -> PassContext:
             raise BadInputFile(f"'{name}' trains but its values lie inside the ONNX file; save it as external data")
     if not names:
         raise GraphError("a training graph with no weight that trains; store the weights as external data")
-    return PassContext(kind, config.compile, config.network, frozenset(names))
+    return PassContext(kind, config.compile, config.network, frozenset(names), config.train.accumulation)
 
 
 def _load_pass(name: str) -> GraphPass:

@@ -28,10 +28,11 @@ class VerifyPopart(GraphPass):
 
     def run(self, graph: Graph, context: PassContext) -> PassResult:
         """Raises one GraphError listing up to 20 violations."""
-        violations = find_violations(graph, context, self.accumulation)
+        accumulation = context.accumulation if self.accumulation is None else self.accumulation
+        violations = find_violations(graph, context, accumulation)
         if violations:
             raise GraphError(violation_report(violations))
-        case = Case(graph, context, self.accumulation)
+        case = Case(graph, context, accumulation)
         rules = len(OP_RULES) + len(PLACEMENT_RULES)
         return PassResult(0, [f"{rules} rules of PopART hold", *wide_inputs(case), *untrained(case)])
 

@@ -18,6 +18,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tupl
 
 from popdet import __version__
 from popdet.config import Config
+from runtime.artifact import Artifact, write_manifest
 from runtime.errors import BadInputFile, ConfigError, EnvironmentProblem
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,27 +74,29 @@ def export(config: Config, out: Path, force: bool = False) -> BuildReport:
 
 
 def compile(config: Config, out: Path, say: Say, force: bool = False) -> BuildReport:
-    """Rewrite the exported graphs and build the artifact `<out>/<name>/`, or find it there with the same key."""
+    """Rewrite the exported graphs and build the artifact `<out>/<name>/`, or find it there with the same key.
+
+    The key covers what shapes the graphs. Settings that do not (data, recipe, thresholds, executor) are only recorded.
+    """
     if config.compile.target == "ipu":
         _require_sdk()
     exported = export(config, out)
     how = "cached" if exported.cached else f"{exported.seconds['export']:.1f} s"
     say(f"export: {how}  {exported.directory}")
     directory = artifact_directory(config, out)
+    placement = {name: value for name, value in asdict(config.compile).items() if name != "executor"}
     key = _key({"export": json.loads((exported.directory / "export.json").read_text(encoding="utf-8"))["key"],
-                "compile": asdict(config.compile), "data": asdict(config.data), "classes": config.network.classes,
-                "accumulation": config.train.accumulation}, COMPILE_SOURCES, COMPILE_PACKAGES)
-    if not force:
-        found = _current_artifact(directory, key)
-        if found is not None:
-            return BuildReport(directory, cached=True, plan=found)
+                "compile": placement}, COMPILE_SOURCES, COMPILE_PACKAGES)
+    found = None if force else _current_artifact(directory, key)
+    if found is not None:
+        _record_settings(found, config, say)
+        return BuildReport(directory, cached=True, plan=dict(found.plan))
     return _build_artifact(config, exported.directory, directory, key, say)
 
 
 def _build_artifact(config: Config, exported: Path, directory: Path, key: str, say: Say) -> BuildReport:
     from graph_passes.pipelines import rewrite
     from graph_passes.plan import format_stage_table
-    from runtime.artifact import write_manifest
 
     report = BuildReport(directory, cached=False)
     trained = _trained_weights(directory, exported, say)
@@ -108,6 +111,7 @@ def _build_artifact(config: Config, exported: Path, directory: Path, key: str, s
             report.notes += [f"{kind}: {record.name}: {note}" for record in result.records for note in record.notes]
             plans[kind] = result.plan
             say(f"\n{kind}.onnx: {len(result.records)} passes in {report.seconds[f'passes.{kind}']:.1f} s")
+            assert result.plan is not None, "assign_stages is among the standard passes"
             say(format_stage_table(result.plan))
         (work / "plan.json").write_text(json.dumps(plans, indent=1), encoding="utf-8")
         report.plan = plans
@@ -115,11 +119,31 @@ def _build_artifact(config: Config, exported: Path, directory: Path, key: str, s
                        trained_steps=_read_json(directory / "manifest.json")["trained_steps"] if trained else 0,
                        versions={"popdet": __version__, **_versions(EXPORT_PACKAGES + COMPILE_PACKAGES + ("onnxruntime",))},
                        source_hashes={name: _source_digest((name,)) for name in EXPORT_SOURCES + COMPILE_SOURCES})
-        if config.compile.target == "embedded" and config.compile.executor == "aot" and "infer" in config.compile.graphs:
+        if _runs_ahead_of_time(config):
             started = time.perf_counter()
             _compile_ahead(work, say)
             report.seconds["ahead-of-time"] = time.perf_counter() - started
     return report
+
+
+def _record_settings(artifact: Artifact, config: Config, say: Say) -> None:
+    """Enter the config in the manifest of an artifact that was built from the same graphs, and compile what it lacks."""
+    from runtime.session_setup import check_accumulation
+
+    if "train" in config.compile.graphs:
+        check_accumulation(artifact.graph("train"), config.compile, config.train)
+    if _runs_ahead_of_time(config) and not artifact.compiled:
+        with _built_aside(artifact.directory) as work:
+            shutil.copytree(str(artifact.directory), str(work), dirs_exist_ok=True)
+            Artifact.open(work, verify=False).replace_config(config)
+            _compile_ahead(work, say)
+    elif artifact.manifest["config"] != config.to_dict():
+        artifact.replace_config(config)
+        say(f"{artifact.directory}: the graphs are up to date; manifest.json records the new settings")
+
+
+def _runs_ahead_of_time(config: Config) -> bool:
+    return config.compile.target == "embedded" and config.compile.executor == "aot" and "infer" in config.compile.graphs
 
 
 def _compile_ahead(work: Path, say: Say) -> None:
@@ -170,17 +194,14 @@ def _export_is_current(directory: Path, key: str) -> bool:
         for name, digest in record.get("files", {}).items())
 
 
-def _current_artifact(directory: Path, key: str) -> Optional[Dict[str, Any]]:
-    """The plan of the artifact that is there, if it has this key and every file is whole."""
-    from runtime.artifact import Artifact
-
+def _current_artifact(directory: Path, key: str) -> Optional[Artifact]:
+    """The artifact that is there, if it has this key and every file is whole."""
     if _read_json(directory / "manifest.json").get("build_key") != key:
         return None
     try:
-        Artifact.open(directory)
+        return Artifact.open(directory)
     except BadInputFile:
         return None
-    return _read_json(directory / "plan.json")
 
 
 @contextmanager

@@ -186,6 +186,12 @@ class Artifact:
         (self.directory / NEXT_MANIFEST).unlink()
         return dataclasses.replace(self, manifest=updated)
 
+    def replace_config(self, config: Config) -> Artifact:
+        """Record other settings for the same graphs: preprocessing, recipe, thresholds. No other file changes."""
+        updated = {**self.manifest, **_settings(config)}
+        write_json_atomic(self.directory / MANIFEST, updated)
+        return dataclasses.replace(self, manifest=updated)
+
     def add_compiled(self, entries: Sequence[Mapping[str, Any]]) -> Artifact:
         """Seal compiled programs that were written into the directory; entries: {file, graph, key}."""
         names = [entry["file"] for entry in entries]
@@ -218,24 +224,32 @@ def write_manifest(directory: Union[str, Path], config: Config, build_key: str =
     Inputs and outputs come from the ONNX files, stages from plan.json ({graph: plan}). The file is written last and
     atomically. Raises BadInputFile when a file that `config` asks for is missing or unreadable.
     """
-    root, data, network = Path(directory), config.data, config.network
+    root = Path(directory)
     plans = manifests.read_json(root / "plan.json")
     manifest = {
         "format_version": FORMAT_VERSION, "name": config.name, "target": config.compile.target,
-        "ipus": config.compile.ipus, "classes": list(network.classes),
-        "preprocessing": {
-            "resize": data.resize, "height": network.image_height, "width": network.image_width,
-            "channel_order": data.channel_order, "pixel_scale": data.pixel_scale,
-            "mean": list(data.pixel_mean), "std": list(data.pixel_std),
-        },
+        "ipus": config.compile.ipus, **_settings(config),
         "graphs": {kind: _graph_spec(root, kind, config.compile.ipus, plans).to_dict()
                    for kind in config.compile.graphs},
-        "config": config.to_dict(), "versions": dict(versions or {}), "source_hashes": dict(source_hashes or {}),
+        "versions": dict(versions or {}), "source_hashes": dict(source_hashes or {}),
         "compiled": [], "build_key": build_key, "trained_steps": trained_steps,
         "files": manifests.digest_files(root, manifests.list_files(root)),
     }
     write_json_atomic(root / MANIFEST, manifest)
     return Artifact.open(root, verify=False)
+
+
+def _settings(config: Config) -> Dict[str, Any]:
+    """The manifest's entries that no file of the artifact depends on."""
+    data, network = config.data, config.network
+    return {
+        "classes": list(network.classes), "config": config.to_dict(),
+        "preprocessing": {
+            "resize": data.resize, "height": network.image_height, "width": network.image_width,
+            "channel_order": data.channel_order, "pixel_scale": data.pixel_scale,
+            "mean": list(data.pixel_mean), "std": list(data.pixel_std),
+        },
+    }
 
 
 def _graph_spec(root: Path, kind: str, ipus: int, plans: Mapping[str, Any]) -> GraphSpec:

@@ -223,8 +223,8 @@ def _cpu_features() -> str:
 
 
 def _runtime_hash() -> str:
-    """sha256 over the source of the embedded runtime: a lowering that changed makes other programs."""
+    """sha256 over the engine's source: a lowering that changed makes other programs."""
     digest = hashlib.sha256()
-    for path in sorted(EMBEDDED_ROOT.rglob("*.py")):
+    for path in sorted((EMBEDDED_ROOT / "popart" / "_engine").rglob("*.py")):
         digest.update(path.relative_to(EMBEDDED_ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -21,6 +21,7 @@ LOSS = "loss"  # the scalar output of every training graph that is minimised
 STATE_PREFIXES = ("Accl___", "Accl1___")  # PopART's momentum of a weight: combined with the accumulator, or separate
 COMPILED_INFERENCE = "embedded/infer.pt2"
 Message = Callable[[str], None]
+Compiled = Tuple[Path, Key]  # a program in the cache, and what it was compiled for
 
 
 class InferenceRunner:
@@ -31,6 +32,7 @@ class InferenceRunner:
     ) -> None:
         self.graph, self.session, self.outputs = graph, session, tuple(outputs)
         self.batches_per_step, self.pipelined = batches_per_step, pipelined
+        self.compiled: Optional[Compiled] = None  # the ahead-of-time program behind it
         self.batch = graph.inputs[0].shape[0]  # images in a micro-batch
         self._anchors = session.initAnchorArrays()
 
@@ -138,14 +140,16 @@ def open_inference(
             deviceInfo=setup.acquire_device(popart, graph.ipus), userOptions=options,
         )
         key = program_key(artifact, "infer", anchors)
-        _prepare(popart, session, options, artifact, key, trust_compiled, on_message, cache or CompiledCache())
+        compiled = _prepare(popart, session, options, artifact, key, trust_compiled, on_message, cache or CompiledCache())
         if weights is not None:
             known = set(session.getAllTensorIds())
             current = _empty_arrays(session, [name for name in artifact.layout().names if name in known])
             arrays = {name: setup.fitting(str(path), name, weights, array) for name, array in current.items()}
             session.writeWeights(popart.PyWeightsIO(arrays))
         session.weightsFromHost()
-    return InferenceRunner(graph, session, wanted, batches_per_step, options.enablePipelining)
+    runner = InferenceRunner(graph, session, wanted, batches_per_step, options.enablePipelining)
+    runner.compiled = compiled
+    return runner
 
 
 def open_training(
@@ -191,12 +195,10 @@ def compile_inference(
     A program that this user compiled before for the same key is taken from the cache. Only for the embedded runtime.
     """
     artifact = directory if isinstance(directory, Artifact) else Artifact.open(directory, verify=False)
-    cache = cache or CompiledCache()
-    open_inference(artifact, executor="aot", on_message=on_message, cache=cache)
-    key = program_key(artifact, "infer", artifact.graph("infer").output_names)
-    program = cache.lookup(artifact, key).program
-    if program is None:
-        raise EnvironmentProblem(f"{cache.root}: the program that was just compiled is not there any more")
+    runner = open_inference(artifact, executor="aot", on_message=on_message, cache=cache)
+    if runner.compiled is None:
+        raise EnvironmentProblem("the Poplar SDK compiles for the IPU; only the embedded runtime compiles ahead of time")
+    program, key = runner.compiled
     write_bytes_atomic(artifact.directory / COMPILED_INFERENCE, program.read_bytes())
     return artifact.add_compiled([{"file": COMPILED_INFERENCE, "graph": "infer", "key": key}])
 
@@ -204,17 +206,20 @@ def compile_inference(
 def _prepare(
     popart: ModuleType, session: Any, options: Any, artifact: Artifact, key: Key, trust_compiled: bool,
     on_message: Message, cache: CompiledCache,
-) -> None:
-    """prepareDevice, with a compiled program where one may run; one that had to be compiled is kept in the cache."""
+) -> Optional[Compiled]:
+    """prepareDevice, with a compiled program where one may run; one that had to be compiled is kept in the cache.
+
+    Returns the program that the session runs, None for one that is not compiled ahead of time.
+    """
     if not is_embedded_module(popart) or options.engineOptions.get("popdet.executor") != "aot":
         session.prepareDevice()
-        return
+        return None
     found = cache.lookup(artifact, key, trust_compiled)
     reason = found.reason
     if found.program is not None:
         try:
             session.loadExecutable(str(found.program))
-            return
+            return found.program, key
         except popart.popart_exception as error:
             cache.forget(key)
             reason = f"it does not load here: {error}"
@@ -223,7 +228,7 @@ def _prepare(
     session.prepareDevice()
     with cache.scratch() as scratch:
         session.saveExecutable(str(scratch))
-        cache.store(key, scratch)
+        return cache.store(key, scratch), key
 
 
 def _empty_arrays(session: Any, names: Sequence[str]) -> Arrays:

@@ -31,7 +31,8 @@ def placement_options(popart: ModuleType, graph: GraphSpec, config: CompileConfi
         if not options.enablePipelining:
             raise ConfigError("compile.recompute=pipeline needs a pipeline of two IPUs or more; use standard or none")
         options.autoRecomputation = popart.RecomputationType.Pipeline
-    elif graph.kind == "train" and config.recompute == "standard":
+    elif graph.kind == "train" and config.recompute == "standard" and options.enablePipelining:
+        # Without a pipeline the graph says node by node what to recompute, and PopART refuses a mixture of both.
         options.autoRecomputation = popart.RecomputationType.Standard
     return options
 

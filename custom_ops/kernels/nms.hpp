@@ -37,7 +37,8 @@ struct KeptBoxes {
   }
 };
 
-// Is IoU(kept box i, kept box j) > iou_threshold? A zero area, or an overlap that is not a number, is never above.
+// Is IoU(kept box i, kept box j) > iou_threshold? An overlap of 0 or NaN is never above. onnxruntime also asks whether
+// the areas and the union are positive; a positive overlap implies that, because rounding never reverses an order.
 template <typename T>
 inline bool nms_overlaps(const KeptBoxes<T>& boxes, long i, long j, T iou_threshold) {
   const T width = smaller(boxes.x_high[i], boxes.x_high[j]) - larger(boxes.x_low[i], boxes.x_low[j]);
@@ -45,8 +46,7 @@ inline bool nms_overlaps(const KeptBoxes<T>& boxes, long i, long j, T iou_thresh
   const T intersection = width * height;
   const T both = boxes.area[i] + boxes.area[j] - intersection;
   // & instead of &&: no branches, so the compiler can test a vector of boxes at once.
-  return (width > T(0)) & (height > T(0)) & (intersection > T(0)) & (boxes.area[i] > T(0)) & (boxes.area[j] > T(0)) &
-         (both > T(0)) & (intersection / both > iou_threshold);
+  return (width > T(0)) & (height > T(0)) & (intersection > T(0)) & (intersection / both > iou_threshold);
 }
 
 // Keeps at most `max_keep` of the `live` rows listed in `order` (rising rank: best first) and returns how many.

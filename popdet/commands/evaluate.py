@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import click
 
@@ -29,16 +29,20 @@ def command(config_path: str, overrides: Tuple[str, ...], out: Path, metric: str
     from runtime.evaluate import detect_dataset, evaluate
 
     artifact = Artifact.open(build.artifact_directory(config, out))
-    if executor == "onnxruntime":
-        from runtime.compare import OnnxRuntimeExecutor
-
-        runner = OnnxRuntimeExecutor(artifact.directory / "reference.infer.onnx")
-    else:
-        from runtime.session import open_inference
-
-        runner = open_inference(artifact, outputs=("boxes", "scores", "classes", "count"), on_message=say)
     records = evaluation_records(config)[:images]
-    result = evaluate(detect_dataset(runner, records, config), records, config.network.classes, metric)
+    detections = detect_dataset(_runner(artifact, executor), records, config)
+    result = evaluate(detections, records, config.network.classes, metric)
     emit(result.to_dict(), as_json, result.text())
-    if min_ap50 is not None and result.ap50 < min_ap50:
-        raise MismatchError(f"AP50 is {result.ap50:.3f}, the gate is {min_ap50}")
+    if min_ap50 is not None and (result.ap50 is None or result.ap50 < min_ap50):
+        raise MismatchError(f"AP50 is {result.ap50}, the gate is {min_ap50}")
+
+
+def _runner(artifact: Any, executor: str) -> Any:
+    wanted = ("boxes", "scores", "classes", "count")
+    if executor == "onnxruntime":
+        from runtime.executors import OnnxRuntimeExecutor
+
+        return OnnxRuntimeExecutor(artifact.directory / "reference.infer.onnx", outputs=wanted)
+    from runtime.session import open_inference
+
+    return open_inference(artifact, outputs=wanted, on_message=say)

@@ -31,5 +31,5 @@ def command(artifact: Path, images: Tuple[Path, ...], out: Optional[Path], thres
                             trust_compiled=trust_compiled, on_message=say)
     out = out or artifact.resolve().with_name(artifact.resolve().name + ".pictures")
     report = predict_files(runner, opened.preprocessing, opened.classes, images, out, draw_threshold=threshold)
-    lines = [f"{entry['image']}: {entry['detections']} detections -> {entry['picture']}" for entry in report["images"]]
+    lines = [f"{entry['message']} -> {entry['picture']}" for entry in report["images"]]
     emit(report, as_json, "\n".join([*lines, f"detections: {report['json']}"]))

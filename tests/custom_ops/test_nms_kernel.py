@@ -95,6 +95,19 @@ def test_a_large_random_problem_equals_onnxruntime(kernels):
     np.testing.assert_array_equal(kernels.nms(scores[None], boxes[None], 0.5, 400)[0], expected)
 
 
+def test_the_iou_is_rounded_step_by_step(kernels):
+    """At a threshold of exactly the IoU both boxes stay, one float below one goes; a fused multiply-add would differ."""
+    corner = np.random.default_rng(2).uniform(0, 20, (300, 2, 2)).astype(F)
+    boxes = np.concatenate([corner, corner + F(30.7)], 2)
+    sides = np.minimum(boxes[:, 0, 2:], boxes[:, 1, 2:]) - np.maximum(boxes[:, 0, :2], boxes[:, 1, :2])
+    areas = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    shared = sides[:, 0] * sides[:, 1]
+    scores = np.array([[2, 1]], F)
+    for pair, iou in zip(boxes, shared / (areas[:, 0] + areas[:, 1] - shared)):
+        assert kernels.nms(scores, pair[None], iou, 2).tolist() == [[0, 1]]
+        assert kernels.nms(scores, pair[None], np.nextafter(iou, F(0)), 2).tolist() == [[0, -1]]
+
+
 def test_threads_and_batch_do_not_change_the_answer(kernels):
     scores, boxes = random_problem(3, 5, 60)
     alone = np.concatenate([kernels.nms(scores[i : i + 1], boxes[i : i + 1], 0.3, 20) for i in range(5)])

@@ -83,9 +83,10 @@ def test_hostile_rois(kernels, rois, ratio, height, width):
 )
 def test_the_border_belongs_to_the_map_and_no_more(kernels, y, adds):
     # A RoI of no extent at scale 1 samples at (y, y) = y1 - 0.5, exactly for these numbers.
-    roi = np.full((1, 1, 4), F(y) + F(0.5), np.float64)
-    expected = 1.0 if adds else 0.0
-    assert kernels.roi_align_forward(np.ones((1, 1, 5, 5)), roi, 1, 1, 1.0).item() == expected
+    features, roi = np.ones((1, 1, 5, 5), F), np.full((1, 1, 4), F(y) + F(0.5), F)
+    attrs = {"spatial_scale": 1.0, "aligned_height": 1, "aligned_width": 1}
+    for found in (kernels.roi_align_forward(features, roi, 1, 1, 1.0), run_fallback(ROI_ALIGN, attrs, [features, roi])[0]):
+        assert found.item() == (1.0 if adds else 0.0)
 
 
 def test_a_sample_outside_reads_nothing_even_next_to_nan(kernels):

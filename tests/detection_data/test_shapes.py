@@ -56,7 +56,8 @@ def test_a_box_fits_its_shape_tightly() -> None:
         if len(objects) != 1:
             continue
         x1, y1, x2, y2 = objects[0]["box"]
-        colour = np.median(pixels[(y1 + y2) // 2 - 3 : (y1 + y2) // 2 + 3, (x1 + x2) // 2 - 3 : (x1 + x2) // 2 + 3], axis=(0, 1))
+        x, y = (x1 + x2) // 2, (y1 + y2) // 2
+        colour = np.median(pixels[y - 3 : y + 3, x - 3 : x + 3], axis=(0, 1))
         alike = np.abs(pixels - colour).max(axis=2) < 60
         inside = alike[y1:y2, x1:x2]
         for edge in (inside[:3], inside[-3:], inside[:, :3], inside[:, -3:]):
@@ -131,7 +132,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [
-    {"train": 0}, {"eval": 0}, {"size": 16}, {"size": (128, 8)}, {"seed": -1}, {"splits": ("a", "a")}, {"splits": ("../a", "b")},
+    {"train": 0}, {"eval": 0}, {"size": 16}, {"size": (128, 8)}, {"seed": -1}, {"splits": ("a", "a")},
+    {"splits": ("../a", "b")},
 ])
 def test_impossible_parameters_are_refused(tmp_path: Path, arguments: dict) -> None:
     with pytest.raises(ConfigError, match="shapes:"):

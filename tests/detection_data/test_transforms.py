@@ -104,7 +104,7 @@ def test_preprocessing_survives_the_manifest_and_matches_the_config() -> None:
     ("pixel_scale", float("nan")), ("mean", 3),
 ])
 def test_an_unusable_preprocessing_value_is_refused(key: str, value: object) -> None:
-    with pytest.raises(BadInputFile, match="m.json.*preprocessing"):
+    with pytest.raises(BadInputFile, match=r"m\.json.*preprocessing"):
         Preprocessing.from_dict({**PRE.to_dict(), key: value}, "m.json")
 
 

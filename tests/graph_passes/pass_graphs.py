@@ -17,14 +17,16 @@ INFER = PassContext("infer")
 MIXED = PassContext("infer", CompileConfig(precision="mixed"))
 
 
-def model_from(signature: str, body: str, constants: str = "", opset: int = 18, module: str = "backbone.stem") -> onnx.ModelProto:
+def model_from(signature: str, body: str, constants: str = "", opset: int = 18,
+               module: str = "backbone.stem") -> onnx.ModelProto:
     """A checked model `signature <constants> { body }` whose nodes carry `module`, or what `# module: x` says in its line."""
     modules, lines = [], []
     for line in filter(None, map(str.strip, body.strip().splitlines())):
         code, _, note = line.partition("# module: ")
         lines.append(code)
         modules.append(note.strip() or module)
-    text = f'<ir_version: 8, opset_import: ["" : {opset}, "ai.graphcore" : 1]> g {signature} <{constants}> {{ ' + "\n".join(lines) + " }"
+    header = f'<ir_version: 8, opset_import: ["" : {opset}, "ai.graphcore" : 1]> g {signature} <{constants}>'
+    text = f"{header} {{ " + "\n".join(lines) + " }"
     model = onnx.parser.parse_model(text)
     assert len(model.graph.node) == len(modules), "one node a line"
     for node, path in zip(model.graph.node, modules):
@@ -54,7 +56,8 @@ def random_feeds(model: onnx.ModelProto, seed: int) -> Dict[str, np.ndarray]:
     return feeds
 
 
-def apply(model: onnx.ModelProto, passes: Sequence[GraphPass], context: PassContext = INFER) -> tuple[onnx.ModelProto, list[PassRecord]]:
+def apply(model: onnx.ModelProto, passes: Sequence[GraphPass], context: PassContext = INFER) -> tuple[onnx.ModelProto,
+                                                                                                      list[PassRecord]]:
     """Run passes over a copy of `model`; asserts that every node still says which module it comes from."""
     graph = load_graph(onnx.ModelProto.FromString(model.SerializeToString()))
     records = PassManager(passes).run(graph, context)

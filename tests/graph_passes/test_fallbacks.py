@@ -47,7 +47,8 @@ def test_an_op_without_fallback_or_with_unknown_shapes_is_refused_by_name():
     unknown = model_from("(float[2] x) => (float[2] y)", "y = ai.graphcore.Gelu(x)  # module: roi_head.layer4")
     with pytest.raises(GraphError, match=r"ai.graphcore.Gelu '.*' \(module roi_head.layer4\): no fallback"):
         expand_fallbacks(unknown)
-    shapeless = model_from(SIGNATURE, "t = Relu(s)\nu = Relu(b)\ns2, b2, keep = ai.graphcore.nms<threshold=0.5, numDetections=3>(t, u)")
+    shapeless = model_from(SIGNATURE,
+                           "t = Relu(s)\nu = Relu(b)\ns2, b2, keep = ai.graphcore.nms<threshold=0.5, numDetections=3>(t, u)")
     with pytest.raises(GraphError, match="the shape of its input 't' is unknown"):
         expand_fallbacks(shapeless)
     graph = load_graph(shapeless)

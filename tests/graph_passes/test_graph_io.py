@@ -80,7 +80,7 @@ def test_external_weights_are_never_a_known_constant(folder):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(BadInputFile, match="nothing.onnx"):
+    with pytest.raises(BadInputFile, match=r"nothing.onnx"):
         load_graph(tmp_path / "nothing.onnx")
 
 
@@ -88,13 +88,13 @@ def test_a_missing_file_is_refused(tmp_path):
 def test_a_truncated_file_is_refused_at_any_length(folder, length):
     data = (folder / "model.onnx").read_bytes()
     (folder / "cut.onnx").write_bytes(data[:length])
-    with pytest.raises(BadInputFile, match="cut.onnx"):
+    with pytest.raises(BadInputFile, match=r"cut.onnx"):
         load_graph(folder / "cut.onnx")
 
 
 def test_random_bytes_are_refused(tmp_path):
     (tmp_path / "noise.onnx").write_bytes(np.random.default_rng(0).bytes(4096))
-    with pytest.raises(BadInputFile, match="noise.onnx"):
+    with pytest.raises(BadInputFile, match=r"noise.onnx"):
         load_graph(tmp_path / "noise.onnx")
 
 
@@ -119,7 +119,8 @@ def test_metadata_inside_subgraphs_survives():
                              [helper.make_tensor_value_info("n", 1, [2])])
     body.node[0].metadata_props.add(key="popdet.module", value="deep")
     node = helper.make_node("If", ["c"], ["y"], name="choice", then_branch=body, else_branch=body)
-    graph = helper.make_graph([node], "g", [helper.make_tensor_value_info("c", 9, []), helper.make_tensor_value_info("x", 1, [2])],
+    graph = helper.make_graph([node], "g",
+                              [helper.make_tensor_value_info("c", 9, []), helper.make_tensor_value_info("x", 1, [2])],
                               [helper.make_tensor_value_info("y", 1, [2])])
     model = load_graph(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)])).to_model()
     assert model.graph.node[0].attribute[0].g.node[0].metadata_props[0].value == "deep"

@@ -59,7 +59,8 @@ def test_master_weights_stay_float32_and_are_cast_for_each_reader():
 
 @pytest.mark.parametrize("module", KEEP_MODULES)
 def test_kept_modules_stay_float32(module):
-    model = model_from("(float[2] x) => (float[2] y)", f"a = Tanh(x)\nb = Exp(a)  # module: {module}.inner\ny = Neg(b)", opset=11)
+    model = model_from("(float[2] x) => (float[2] y)", f"a = Tanh(x)\nb = Exp(a)  # module: {module}.inner\ny = Neg(b)",
+                       opset=11)
     result, _ = _halved(model)
     assert ops(result) == ["Cast", "Tanh", "Cast", "Exp", "Cast", "Neg", "Cast"]
     assert _types(result)["b"] == 1 and _types(result)["a"] == 10

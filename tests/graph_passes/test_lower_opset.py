@@ -11,7 +11,8 @@ from graph_passes.invariants import check
 from graph_passes.lower_opset import NEW_ATTRIBUTES, RELABEL, REWRITE, LowerOpset
 from runtime.errors import GraphError
 
-INTS = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] last = {-1}, int64[2] both = {0,2}, int64[0] none = {}"
+INTS = "int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] last = {-1}, " \
+       "int64[2] both = {0,2}, int64[0] none = {}"
 FLOAT = "float[2,3,4] x"
 SAME = "float[2,3,4] y"
 
@@ -62,13 +63,18 @@ CASES = {
                                ["ReduceMean", "Sub", "Mul", "ReduceMean", "Add", "Sqrt", "Div", "Mul"]),
     "triangle": (FLOAT, SAME, "y = Trilu<upper=0>(x, one0)", ["Where"]),
     "old roi align": ("float[1,2,8,8] x, float[3,4] r", "float[3,2,2,2] y",
-                      'y = RoiAlign<sampling_ratio=2, output_height=2, output_width=2, coordinate_transformation_mode="output_half_pixel">'
+                      'y = RoiAlign<sampling_ratio=2, output_height=2, output_width=2, '
+                      'coordinate_transformation_mode="output_half_pixel">'
                       "(x, r, images)", ["RoiAlign"]),
-    "average pool": ("float[1,2,8,8] x", "float[1,2,4,4] y", "y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(x)", ["AveragePool"]),
+    "average pool": ("float[1,2,8,8] x", "float[1,2,4,4] y", "y = AveragePool<kernel_shape=[2,2], strides=[2,2]>(x)",
+                     ["AveragePool"]),
 }
-CONSTANTS = INTS + """, int64[2] sizes = {1,2}, float low = {-0.5}, float high = {0.25}, int32 low_int = {-2}, int32 high_int = {3},
-    int64[2] six_four = {6,4}, int64[4] pads = {1,0,2,1}, int64[2] pads2 = {2,1}, int64 three_int = {3}, float[3] p = {0.5,1.0,2.0},
-    float[4] four = {0.5,1.0,2.0,-1.0}, float[3,4] table = {1,2,3,4,5,6,7,8,9,10,11,12}, int64 one0 = {1}, int64[3] images = {0,0,0}"""
+CONSTANTS = INTS + """, int64[2] sizes = {1,2}, float low = {-0.5}, float high = {0.25}, int32 low_int = {-2},
+    int32 high_int = {3},
+    int64[2] six_four = {6,4}, int64[4] pads = {1,0,2,1}, int64[2] pads2 = {2,1}, int64 three_int = {3},
+    float[3] p = {0.5,1.0,2.0},
+    float[4] four = {0.5,1.0,2.0,-1.0}, float[3,4] table = {1,2,3,4,5,6,7,8,9,10,11,12}, int64 one0 = {1},
+    int64[3] images = {0,0,0}"""
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -108,19 +114,24 @@ def test_nan_compares_as_before():
 
 
 REFUSED = {
-    "einsum": (FLOAT, "float[2,3,2] y", 'y = Einsum<equation = "bij,cij->bic">(x, x)', "write it as Transpose, Reshape and MatMul"),
+    "einsum": (FLOAT, "float[2,3,2] y", 'y = Einsum<equation = "bij,cij->bic">(x, x)',
+               "write it as Transpose, Reshape and MatMul"),
     "resize": ("float[1,1,2,2] x", "float[1,1,4,4] y", "y = Resize(x, , scales)", "Resize-18 has no form in opset 11"),
-    "grid sample": ("float[1,1,2,2] x, float[1,2,2,2] g", "float[1,1,2,2] y", "y = GridSample(x, g)", "write the sampling as Gather"),
+    "grid sample": ("float[1,1,2,2] x, float[1,2,2,2] g", "float[1,1,2,2] y", "y = GridSample(x, g)",
+                    "write the sampling as Gather"),
     "bitwise": ("int32[2] x", "int32[2] y", "y = BitwiseNot(x)", "BitwiseNot-18 has no form"),
     "integer power": ("int32[2] x", "int32[2] y", "y = Pow(x, three32)", "power of integers"),
-    "half pixel roi align": ("float[1,2,8,8] x, float[3,4] r", "float[3,2,1,1] y", "y = RoiAlign(x, r, images)", "sampling_ratio is 0"),
+    "half pixel roi align": ("float[1,2,8,8] x, float[3,4] r", "float[3,2,1,1] y", "y = RoiAlign(x, r, images)",
+                             "sampling_ratio is 0"),
     "last arg max": (FLOAT, "int64[2,3,1] y", "y = ArgMax<axis=2, select_last_index=1>(x)", "select_last_index = 1"),
-    "scatter add": ("float[3] x, int64[1] i, float[1] u", "float[3] y", 'y = ScatterElements<reduction = "add">(x, i, u)', "reduction = add"),
+    "scatter add": ("float[3] x, int64[1] i, float[1] u", "float[3] y", 'y = ScatterElements<reduction = "add">(x, i, u)',
+                    "reduction = add"),
     "training batch norm": (FLOAT, SAME + ", float[3] m, float[3] v",
                             "y, m, v = BatchNormalization<training_mode=1>(x, p, p, p, p)", "batch statistics"),
     "training dropout": (FLOAT, SAME, "y = Dropout(x, ratio, on)", "drops at random"),
     "computed axes": ("float[1,3] x, int64[1] a", "float[3] y", "y = Squeeze(x, a)", "axes is computed at run time"),
-    "layer norm's mean": (FLOAT, SAME + ", float[2,3,1] m", "y, m = LayerNormalization(x, four)", "mean or inverse deviation is used"),
+    "layer norm's mean": (FLOAT, SAME + ", float[2,3,1] m", "y, m = LayerNormalization(x, four)",
+                          "mean or inverse deviation is used"),
 }
 
 
@@ -163,7 +174,8 @@ def test_every_changed_op_of_opsets_12_to_21_is_in_a_table_or_refused_on_purpose
         "AffineGrid", "Bernoulli", "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "BlackmanWindow", "CenterCropPad",
         "Col2Im", "DFT", "DeformConv", "DequantizeLinear", "Einsum", "GridSample", "GroupNormalization", "HammingWindow",
         "HannWindow", "If", "ImageDecoder", "Loop", "MelWeightMatrix", "NegativeLogLikelihoodLoss", "Optional",
-        "OptionalGetElement", "OptionalHasElement", "QLinearMatMul", "QuantizeLinear", "RegexFullMatch", "Resize", "STFT", "Scan",
+        "OptionalGetElement", "OptionalHasElement", "QLinearMatMul", "QuantizeLinear", "RegexFullMatch", "Resize", "STFT",
+        "Scan",
         "SequenceMap", "SoftmaxCrossEntropyLoss", "StringConcat", "StringSplit"}
     assert not RELABEL & set(REWRITE) and {op for op, _ in NEW_ATTRIBUTES} <= RELABEL
 

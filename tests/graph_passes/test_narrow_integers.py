@@ -25,7 +25,8 @@ def _narrowed(signature, body, constants="", changed=None):
 
 
 def test_a_detour_over_int64_goes():
-    result = _narrowed("(int32[3] x) => (int32[3] y)", "a = Cast<to=7>(x)\nb = Mul(a, c)\nd = Cast<to=6>(b)\ny = Neg(d)", "int64 c = {3}")
+    result = _narrowed("(int32[3] x) => (int32[3] y)", "a = Cast<to=7>(x)\nb = Mul(a, c)\nd = Cast<to=6>(b)\ny = Neg(d)",
+                       "int64 c = {3}")
     assert ops(result) == ["Mul", "Neg"] and 7 not in _types(result).values()
 
 
@@ -62,13 +63,15 @@ def test_shapes_and_slice_bounds_stay_int64_constants():
 
 
 def test_a_computed_index_is_narrowed_for_gather():
-    result = _narrowed("(float[4] x, int32[2] i) => (float[2] y)", "a = Cast<to=7>(i)\nb = Abs(a)\nc = Where(big, zero, b)\ny = Gather(x, d)\nd = Where(over, zero, c)",
+    result = _narrowed("(float[4] x, int32[2] i) => (float[2] y)",
+                       "a = Cast<to=7>(i)\nb = Abs(a)\nc = Where(big, zero, b)\ny = Gather(x, d)\nd = Where(over, zero, c)",
                        "int64 zero = {0}, bool[2] big = {0,0}, bool[2] over = {1,1}")
     assert 7 not in _types(result).values()
 
 
 def test_a_constant_beyond_32_bits_is_refused():
-    model = model_from("(int32[3] x) => (int32[3] y)", "a = Cast<to=7>(x)\nb = Add(a, c)\ny = Cast<to=6>(b)", "int64 c = {4294967296}", opset=11)
+    model = model_from("(int32[3] x) => (int32[3] y)", "a = Cast<to=7>(x)\nb = Add(a, c)\ny = Cast<to=6>(b)",
+                       "int64 c = {4294967296}", opset=11)
     with pytest.raises(GraphError, match=r"Add .*the constant 4294967296 does not fit 32 bits"):
         apply(model, [NarrowIntegers()])
 

@@ -37,7 +37,7 @@ def test_a_requirement_that_does_not_hold_stops_before_the_pass():
         requires = ("opset_11",)
 
     graph = load_graph(MODEL)
-    with pytest.raises(GraphError, match="pass drop_neg needs 'opset_11': the graph imports ai.onnx 18"):
+    with pytest.raises(GraphError, match=r"pass drop_neg needs 'opset_11': the graph imports ai.onnx 18"):
         PassManager([Needs()]).run(graph, INFER)
     assert len(graph.nodes) == 2
 
@@ -114,7 +114,7 @@ def test_the_wrong_kind_of_graph_is_refused():
 
 @pytest.mark.parametrize("text", ["{", "3"])
 def test_an_unreadable_list_of_trained_weights_is_refused(text):
-    with pytest.raises(BadInputFile, match="popdet.trainable"):
+    with pytest.raises(BadInputFile, match=r"popdet.trainable"):
         make_context(load_graph(_with_metadata(trainable=text)), "train", Config())
 
 
@@ -150,3 +150,11 @@ def test_shapes_behind_custom_ops_are_inferred_too():
     graph.infer_shapes()
     assert [t.shape for t in graph.nodes[0].outputs] == [[1, 6, 1], [1, 3, 4], [1, 3]]
     assert graph.nodes[1].outputs[0].shape == [1, 3, 4]
+
+
+def test_control_flow_is_refused_by_name():
+    text = """<ir_version: 8, opset_import: ["" : 18]> g (bool c, float[2] x) => (float[2] y) {
+        y = If (c) <then_branch = t () => (float[2] a) { a = Neg(x) }, else_branch = e () => (float[2] b) { b = Abs(x) }> }"""
+    (check,) = make_passes(only=["check_static"])
+    with pytest.raises(GraphError, match=r"If .*control flow"):
+        PassManager([check]).run(load_graph(onnx.parser.parse_model(text)), INFER)

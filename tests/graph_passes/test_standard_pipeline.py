@@ -13,6 +13,8 @@ from graph_passes.graph_io import save_model
 from graph_passes.pipelines import STANDARD, rewrite
 from popdet.config import CompileConfig, Config, NetworkConfig
 
+pytestmark = pytest.mark.slow  # the export takes most of it
+
 NETWORK = NetworkConfig(
     backbone="resnet18", classes=("circle", "square"), image_height=64, image_width=96, train_batch=2, infer_batch=2,
     anchor_sizes=(16.0, 32.0), rpn_channels=16, rpn_pre_nms_train=60, rpn_pre_nms_test=50, rpn_post_nms_train=12,

@@ -10,8 +10,10 @@ from graph_passes.swap_nms import SwapNms
 from runtime.errors import GraphError
 
 N, K = 12, 5
-INTS = """int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] three = {3}, int64 scalar2 = {2}, int64[1] k = {5},
-    int64[1] huge = {9223372036854775807}, int64[1] minus1 = {-1}, int64[2] row = {1,5}, int64[2] column = {-1,1}, int64[5] pad = {-1,-1,-1,-1,-1},
+INTS = """int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}, int64[1] three = {3}, int64 scalar2 = {2},
+    int64[1] k = {5},
+    int64[1] huge = {9223372036854775807}, int64[1] minus1 = {-1}, int64[2] row = {1,5}, int64[2] column = {-1,1},
+    int64[5] pad = {-1,-1,-1,-1,-1},
     int64[5,1] pad2 = {-1,-1,-1,-1,-1}, int64[5,3] pad3 = {-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1},
     float[1] iou = {0.5}, float[1] low = {0.2}, int64[5] fill0 = {0,0,0,0,0}, int64[2] pad_two = {-1,-1}"""
 NMS = "n = NonMaxSuppression(boxes, scores, k, iou, low)  # module: proposal_layer\n"
@@ -28,21 +30,29 @@ def _feeds(batch=1, seed=0, shape=None):
 
 
 def _model(body, output="int64[5] y", constants=INTS, nms=NMS):
-    return model_from(f"(float[1,12,4] boxes, float[1,1,12] scores) => ({output})", nms + body, constants, module="proposal_layer")
+    return model_from(f"(float[1,12,4] boxes, float[1,1,12] scores) => ({output})", nms + body, constants,
+                      module="proposal_layer")
 
 
+COLUMN = "c = Gather<axis=1>(n, scalar2)\n"
+VECTOR = "g = Gather<axis=1>(n, two)\n"
+PAD = "p = Concat<axis=0>(c, pad)\n"
+CUT = "y = Slice(p, zero, k, zero)"
 TAILS = {
-    "popdet: Gather by scalar, Concat, Slice": ("c = Gather<axis=1>(n, scalar2)\np = Concat<axis=0>(c, pad)\ny = Slice(p, zero, k, zero)", 1),
-    "Gather by vector, Squeeze": ("g = Gather<axis=1>(n, two)\nc = Squeeze(g, one)\np = Concat<axis=0>(c, pad)\ny = Slice(p, zero, k, zero)", 1),
-    "Gather of the last column, Reshape": ("g = Gather<axis=1>(n, minus1)\nc = Reshape(g, minus1)\np = Concat<axis=0>(c, pad)\ny = Slice(p, zero, k)", 1),
-    "Slice of the column": ("g = Slice(n, two, three, one)\nc = Squeeze(g, minus1)\np = Concat<axis=0>(c, pad)\ny = Slice(p, zero, k, zero)", 1),
-    "Slice of the column to the end": ("g = Slice(n, two, huge, one)\nc = Squeeze(g, one)\np = Concat<axis=0>(c, pad)\ny = Slice(p, zero, k, zero)", 1),
-    "Split": ("i, j, g = Split<axis=1, num_outputs=3>(n)\nc = Squeeze(g, one)\np = Concat<axis=0>(c, pad)\ny = Slice(p, zero, k, zero)", 1),
-    "rows padded before the column is taken": ("p = Concat<axis=0>(n, pad3)\ns = Slice(p, zero, k, zero)\ny = Gather<axis=1>(s, scalar2)", 1),
-    "column kept as a dimension": ("c = Gather<axis=1>(n, two)\np = Concat<axis=0>(c, pad2)\ns = Slice(p, zero, k, zero)\ny = Squeeze(s, one)", 1),
-    "cut, padded, cut": ("c = Gather<axis=1>(n, scalar2)\ns = Slice(c, zero, k, zero)\np = Concat<axis=0>(s, pad)\ny = Slice(p, zero, k, zero)", 1),
-    "padded with zeros": ("c = Gather<axis=1>(n, scalar2)\np = Concat<axis=0>(c, fill0)\ny = Slice(p, zero, k, zero)", 1),
-    "padded in two pieces": ("c = Gather<axis=1>(n, scalar2)\np = Concat<axis=0>(c, pad_two, pad)\ny = Slice(p, zero, k, zero)", 1),
+    "popdet: Gather by scalar, Concat, Slice": (COLUMN + PAD + CUT, 1),
+    "Gather by vector, Squeeze": (VECTOR + "c = Squeeze(g, one)\n" + PAD + CUT, 1),
+    "Gather of the last column, Reshape": (
+        "g = Gather<axis=1>(n, minus1)\nc = Reshape(g, minus1)\n" + PAD + "y = Slice(p, zero, k)", 1),
+    "Slice of the column": ("g = Slice(n, two, three, one)\nc = Squeeze(g, minus1)\n" + PAD + CUT, 1),
+    "Slice of the column to the end": ("g = Slice(n, two, huge, one)\nc = Squeeze(g, one)\n" + PAD + CUT, 1),
+    "Split": ("i, j, g = Split<axis=1, num_outputs=3>(n)\nc = Squeeze(g, one)\n" + PAD + CUT, 1),
+    "rows padded before the column is taken": (
+        "p = Concat<axis=0>(n, pad3)\ns = Slice(p, zero, k, zero)\ny = Gather<axis=1>(s, scalar2)", 1),
+    "column kept as a dimension": (
+        "c = Gather<axis=1>(n, two)\np = Concat<axis=0>(c, pad2)\ns = Slice(p, zero, k, zero)\ny = Squeeze(s, one)", 1),
+    "cut, padded, cut": (COLUMN + "s = Slice(c, zero, k, zero)\np = Concat<axis=0>(s, pad)\n" + CUT, 1),
+    "padded with zeros": (COLUMN + "p = Concat<axis=0>(c, fill0)\n" + CUT, 1),
+    "padded in two pieces": (COLUMN + "p = Concat<axis=0>(c, pad_two, pad)\n" + CUT, 1),
 }
 
 
@@ -55,7 +65,7 @@ def test_every_known_way_of_padding_becomes_the_custom_op(name, seed):
 
 
 def test_the_settings_reach_the_op_and_int32_needs_no_detour():
-    body = "c = Gather<axis=1>(n, scalar2)\np = Concat<axis=0>(c, pad)\ns = Slice(p, zero, k, zero)\nt = Cast<to=6>(s)\ny = Reshape(t, row)"
+    body = COLUMN + PAD + "s = Slice(p, zero, k, zero)\nt = Cast<to=6>(s)\ny = Reshape(t, row)"
     swapped = rewritten(_model(body, "int32[1,5] y"), SwapNms(), changed=1, feeds=_feeds())
     assert ops(swapped)[-1] == "nms" and "Cast" not in ops(swapped)
     attributes = {a.name: a.f if a.type == 1 else a.i for a in swapped.graph.node[-1].attribute}
@@ -89,8 +99,10 @@ def _batch_model(batch, score_form):
                  f"p{i} = Concat<axis=0>(c{i}, pad)", f"k{i} = Slice(p{i}, zero, k, zero)", f"d{i} = Cast<to=6>(k{i})",
                  f"r{i} = Reshape(d{i}, row)"]
     body.append(f"keep = Concat<axis=0>({', '.join(f'r{i}' for i in range(batch))})")
-    constants = ", ".join([INTS, f"int64[3] image_scores = {{{batch},1,12}}", *[f"int64[1] at{i} = {{{i}}}" for i in range(batch + 1)]])
-    return model_from(f"(float[{batch},12,4] boxes, float[{batch},12] scores) => (int32[{batch},5] keep)", "\n".join(body), constants)
+    constants = ", ".join([INTS, f"int64[3] image_scores = {{{batch},1,12}}",
+                           *[f"int64[1] at{i} = {{{i}}}" for i in range(batch + 1)]])
+    return model_from(f"(float[{batch},12,4] boxes, float[{batch},12] scores) => (int32[{batch},5] keep)", "\n".join(body),
+                      constants)
 
 
 @pytest.mark.parametrize("batch", [2, 3])
@@ -128,11 +140,12 @@ PADDED = "c = Gather<axis=1>(n, scalar2)\np = Concat<axis=0>(c, pad)\ny = Slice(
     (lambda: _model("c = Gather<axis=1>(n, scalar2)\nd = Gather(boxes0, c)\ny = ReduceSum(d)", "float[1,1] y",
                     INTS + ", float[12,4] boxes0 = {" + ",".join(["1"] * 48) + "}"), "used without a capacity by Gather"),
     (lambda: _model("y = Identity(n)", "int64[M,3] y"), "is the graph output 'y'"),
-    (lambda: _model("c = Gather<axis=1>(n, scalar2)\np = Concat<axis=0>(c, pad_two)\ny = Slice(p, zero, k, zero)", "int64[M] y"),
+    (lambda: _model("c = Gather<axis=1>(n, scalar2)\np = Concat<axis=0>(c, pad_two)\ny = Slice(p, zero, k, zero)",
+                    "int64[M] y"),
      "only 2 padding rows were appended"),
     (lambda: _model("c = Gather<axis=1>(n, scalar2)\np = Concat<axis=0>(pad, c)\ny = Slice(p, zero, k, zero)"),
      "puts padding before the kept boxes"),
-    (lambda: _model("c = Gather<axis=1>(n, scalar2)\ns = Slice(c, zero, two, zero)\np = Concat<axis=0>(s, pad)\ny = Slice(p, zero, k, zero)"),
+    (lambda: _model(COLUMN + "s = Slice(c, zero, two, zero)\np = Concat<axis=0>(s, pad)\n" + CUT),
      "cut to 2 rows and padded to 5"),
     (lambda: _model("c = Gather<axis=1>(n, scalar2)\np = Concat<axis=0>(c, pad, fill0)\ny = Slice(p, zero, k, zero)"),
      "appends different values"),
@@ -141,7 +154,8 @@ PADDED = "c = Gather<axis=1>(n, scalar2)\np = Concat<axis=0>(c, pad)\ny = Slice(
     (lambda: _model(PADDED, nms=NMS.replace("scores, k", "scores, zero")), "keeps nothing"),
     (lambda: _model(PADDED, nms=NMS.replace(", iou, low", ", computed, low").replace("n =", "computed = Relu(iou)\nn =")),
      "IoU threshold is computed at run time"),
-    (lambda: model_from("(float[1,12,4] boxes, float[1,3,12] scores) => (int64[5] y)", NMS + PADDED, INTS), "3 classes at once"),
+    (lambda: model_from("(float[1,12,4] boxes, float[1,3,12] scores) => (int64[5] y)", NMS + PADDED, INTS),
+     "3 classes at once"),
     (lambda: model_from("(float[2,12,4] boxes, float[2,1,12] scores) => (int64[5] y)", NMS + PADDED, INTS), "2 images at once"),
 ])
 def test_what_has_no_static_form_stays_and_the_note_says_why(model, reason):

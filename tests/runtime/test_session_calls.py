@@ -180,6 +180,14 @@ def test_pipeline_recompute_without_a_pipeline_is_refused(sdk: Any, tmp_path: Pa
         open_training(tiny.make_artifact(tmp_path / "tiny", pipelining=False, recompute="pipeline"), TrainConfig())
 
 
+@pytest.mark.parametrize(("pipelining", "recomputation"), [(True, "Standard"), (False, "NoRecompute")])
+def test_standard_recompute_is_left_to_the_graph_without_a_pipeline(
+    sdk: Any, tmp_path: Path, pipelining: bool, recomputation: str
+) -> None:
+    open_training(tiny.make_artifact(tmp_path / "tiny", pipelining=pipelining, recompute="standard"), TrainConfig())
+    assert made(sdk).arguments["userOptions"].autoRecomputation is sdk.RecomputationType[recomputation]
+
+
 def test_no_device_is_a_problem_of_the_environment(sdk: Any, tmp_path: Path) -> None:
     with pytest.raises(EnvironmentProblem, match="no device with 8 IPUs"):
         open_inference(tiny.make_artifact(tmp_path / "tiny", ipus=8))

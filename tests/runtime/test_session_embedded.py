@@ -183,3 +183,18 @@ def test_a_program_that_does_not_load_is_compiled_again(compiled: tuple, compila
     runner = open_inference(artifact, on_message=messages.append, cache=cache)
     assert "does not load here" in messages[0] and compilations == [["y"]]
     np.testing.assert_allclose(runner({"image": IMAGE})["y"], tiny.forward(tiny.weights(), IMAGE), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_compiled_training_step_gives_the_weights_of_the_interpreted_one(tmp_path: Path) -> None:
+    artifact, cache = tiny.make_artifact(tmp_path / "tiny"), CompiledCache(tmp_path / "cache")
+    eager = open_training(artifact, TrainConfig(accumulation=3), anchors=["loss"])
+    eager.step(tiny.batch(3))
+    for _ in range(2):  # compiled, then loaded from the cache
+        messages: list[str] = []
+        runner = open_training(artifact, TrainConfig(accumulation=3, executor="aot"), anchors=["loss"],
+                               on_message=messages.append, cache=cache)
+        runner.step(tiny.batch(3))
+        assert messages == [] and len(list(cache.root.glob("*.pt2"))) == 1
+        for name, array in runner.weights().items():
+            np.testing.assert_allclose(array, eager.weights()[name], rtol=1e-5, atol=1e-6)

@@ -62,7 +62,7 @@ class ClipNormSettings:
     def __eq__(self, other):
         return isinstance(other, ClipNormSettings) and vars(self) == vars(other)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # it can change, as in PopART
 
 
 _DEFAULTS = {

@@ -1,4 +1,6 @@
 """TensorInfo: the element type and the shape of a tensor. PopART's names: FLOAT, FLOAT16, INT32, BOOL, ..."""
+from typing import Tuple
+
 import numpy as np
 
 _NUMPY_OF = {
@@ -16,6 +18,8 @@ class TensorInfo:
     """
 
     __slots__ = ("dims", "dtype")
+    dims: Tuple[int, ...]
+    dtype: np.dtype
 
     def __init__(self, *args):
         if len(args) == 1 and isinstance(args[0], np.ndarray):

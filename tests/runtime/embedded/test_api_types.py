@@ -18,7 +18,14 @@ def refused(message):
 
 @pytest.mark.parametrize(
     "name, dtype",
-    [("FLOAT", "float32"), ("FLOAT16", "float16"), ("INT32", "int32"), ("INT64", "int64"), ("BOOL", "bool"), ("UINT8", "uint8")],
+    [
+        ("FLOAT", "float32"),
+        ("FLOAT16", "float16"),
+        ("INT32", "int32"),
+        ("INT64", "int64"),
+        ("BOOL", "bool"),
+        ("UINT8", "uint8"),
+    ],
 )
 def test_tensor_info_takes_names_and_numpy_types(name, dtype):
     for info in (

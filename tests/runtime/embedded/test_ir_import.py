@@ -6,11 +6,10 @@ import onnx
 import popart_models as models
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from popart_models import model, popart
-
 from popart._engine import model_io, registry, shapes
 from popart._engine.ir import import_model
 from popart._engine.program import gradient_path
+from popart_models import model, popart
 
 
 def imported(text: str, header: str = models.HEADER, **initializers):
@@ -95,7 +94,7 @@ def test_versions_resolve_to_the_newest_registered_one_and_strictly_to_the_speci
     def thing(op, x):
         return x
 
-    assert [registry.lookup("test.versions", "Thing", opset) for opset in (1, 2, 3, 9)] == [1, 1, 3, 9 and 3]
+    assert [registry.lookup("test.versions", "Thing", opset) for opset in (1, 2, 3, 9)] == [1, 1, 3, 3]
     with refused("No class for test.versions.Thing:0"):
         registry.lookup("test.versions", "Thing", 0)
     saved = registry._table.pop(("ai.onnx", "Relu"))

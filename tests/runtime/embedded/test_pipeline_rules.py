@@ -119,7 +119,8 @@ def test_the_loss_must_be_in_the_last_forward_stage():
 
 
 def test_consecutive_stages_on_one_virtual_graph_count_once():
-    text = TWO_LAYERS.replace("_stage=1", "_stage=2").replace("a = Relu<__ipu_number=0, __pipeline_stage=0>", "a = Relu<__ipu_number=0, __pipeline_stage=1>")
+    first, second = (f"a = Relu<__ipu_number=0, __pipeline_stage={stage}>" for stage in (0, 1))
+    text = TWO_LAYERS.replace("_stage=1", "_stage=2").replace(first, second)
     assert pipelined(text, factor=3)._core.placement.total_stages == 3
 
 
@@ -154,7 +155,8 @@ def test_a_weight_on_two_virtual_graphs_is_refused_when_pipelining():
 
 def test_constants_may_be_used_on_two_virtual_graphs():
     text = TWO_LAYERS.replace("{\n", "{\n    two = Constant<value = float {2.0}>()\n", 1)
-    text = text.replace("(a, w2)", "(a2, w2)").replace("    y =", "    a2 = Mul<__ipu_number=0, __pipeline_stage=0>(a, two)\n    y =")
+    doubled = "    a2 = Mul<__ipu_number=0, __pipeline_stage=0>(a, two)\n    y ="
+    text = text.replace("(a, w2)", "(a2, w2)").replace("    y =", doubled)
     text = text.replace("(d, d)", "(d, two)")
     pipelined(text)
 

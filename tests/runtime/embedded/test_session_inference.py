@@ -92,7 +92,7 @@ def test_inputs_that_do_not_fit_are_refused():
         popart.PyStepIO({"x": good.transpose(0, 1, 3, 2)}, {})
     with pytest.raises(popart.popart_exception, match="No tensor y provided in PyStepIO's outputs"):
         session.run(popart.PyStepIO({"x": good}, {}))
-    with pytest.raises(popart.popart_exception, match="Unexpected number of output elements for Tensor y. Expected 4"):
+    with pytest.raises(popart.popart_exception, match="Unexpected number of output elements for Tensor y"):
         session.run(popart.PyStepIO({"x": good}, {"y": np.empty(5, np.float32)}))
     with pytest.raises(popart.popart_exception, match="has type float64, the tensor has float32"):
         session.run(popart.PyStepIO({"x": good}, {"y": np.empty(4)}))
@@ -123,7 +123,8 @@ def test_callbacks_feed_and_take_one_sample_at_a_time():
 
 def test_symbolic_dimensions_come_from_input_shape_info():
     proto = model("g (float[N,2] x) => (float[N,2] y) { y = Neg(x) }")
-    with pytest.raises(popart.popart_exception, match="Input tensor 'x' must be specified in InputShapeInfo, as it has shape"):
+    message = r"Input tensor 'x' must be specified in InputShapeInfo, as it has shape \['N', 2\]"
+    with pytest.raises(popart.popart_exception, match=message):
         inference(proto, ["y"])
     info = popart.InputShapeInfo()
     info.add("x", popart.TensorInfo("FLOAT", [3, 2]))

@@ -1,4 +1,4 @@
-"""Ahead-of-time compiled programs: trace with make_fx, torch.export, AOTInductor -> one .pt2 file.
+"""Ahead-of-time compiled programs for the CPU: make_fx, torch.export, AOTInductor -> one .pt2 file.
 
     graph -> fn(*weights, *inputs[, seed]) -> FX graph of aten ops -> .pt2 (native code; weights stay inputs)
 
@@ -93,21 +93,24 @@ def graph_sha256(graph: Graph) -> str:
     return digest.hexdigest()
 
 
+def _runtime_sha256() -> str:
+    """Of the engine's own sources: a corrected lowering makes other native code from the same graph."""
+    folder, digest = Path(__file__).parent, hashlib.sha256()
+    for source in sorted(folder.rglob("*.py")):
+        digest.update(source.relative_to(folder).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def compile_key(
-    graph_hash: str, kind: str, wanted: Sequence[str], grads_of: Sequence[str] = (), loss: str | None = None,
-    device: str = "cpu",
+    graph_hash: str, kind: str, wanted: Sequence[str], grads_of: Sequence[str] = (), loss: str | None = None
 ) -> dict[str, Any]:
     """What a compiled program depends on, as JSON can hold it. kind: "forward" or "step"."""
     import torch
 
-    key = {
+    return {
         "format": FORMAT_VERSION, "kind": kind, "graph": graph_hash, "wanted": list(wanted), "grads_of": list(grads_of),
-        "loss": loss, "torch": torch.__version__, "cpu": cpu_features(), "device": device,
+        "loss": loss, "torch": torch.__version__, "runtime": _runtime_sha256(), "cpu": cpu_features(), "device": "cpu",
     }  # fmt: skip
-    if torch.device(device).type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        key["device"] = f"cuda {torch.cuda.get_device_name(device)} sm_{major}{minor}"
-    return key
 
 
 class AotProgram:
@@ -117,8 +120,8 @@ class AotProgram:
     graph's order and, for a step, the seed. Nothing of a weight is baked in.
     """
 
-    def __init__(self, graph: Graph, loss: str | None = None, device: str = "cpu", graph_hash: str | None = None):
-        self.graph, self.loss, self._device = graph, loss, device
+    def __init__(self, graph: Graph, loss: str | None = None, graph_hash: str | None = None):
+        self.graph, self.loss = graph, loss
         self._graph_hash = graph_hash or graph_sha256(graph)
         self._compiled: list[_Compiled] = []
 
@@ -127,7 +130,7 @@ class AotProgram:
         key = self._key(wanted, grads_of)
         scratch = tempfile.TemporaryDirectory(prefix="popdet-aot-")
         path = Path(scratch.name) / "program.pt2"
-        _compile_package(self.graph, key, self._device, path)
+        _compile_package(self.graph, key, path)
         with zipfile.ZipFile(path, "a") as package:
             package.writestr(f"{package.namelist()[0].split('/')[0]}/{KEY_MEMBER}", json.dumps(key, indent=1))
         self._compiled.append(_Compiled(path, key, self.graph, scratch))
@@ -147,13 +150,13 @@ class AotProgram:
     @classmethod
     def load(
         cls, path: str | os.PathLike, graph: Graph, loss: str | None = None, wanted: Sequence[str] = (),
-        grads_of: Sequence[str] | None = None, device: str = "cpu", graph_hash: str | None = None,
+        grads_of: Sequence[str] | None = None, graph_hash: str | None = None,
     ) -> AotProgram:  # fmt: skip
         """The program in a file, if it is exactly the one that these arguments would compile here, else StaleProgram.
 
         It is native code: whether to trust the file is decided before this is called. BadProgram when it is damaged.
         """
-        program = cls(graph, loss, device, graph_hash)
+        program = cls(graph, loss, graph_hash)
         key = program._key(wanted, grads_of)
         check_key(path, key)
         program._compiled.append(_Compiled(Path(path), key, graph))
@@ -171,7 +174,7 @@ class AotProgram:
 
     def _key(self, wanted, grads_of):
         kind, loss = ("forward", None) if grads_of is None else ("step", self.loss)
-        return compile_key(self._graph_hash, kind, wanted, grads_of or (), loss, self._device)
+        return compile_key(self._graph_hash, kind, wanted, grads_of or (), loss)
 
     def _find(self, wanted, grads_of):
         for compiled in self._compiled:
@@ -258,7 +261,7 @@ def check_key(path: str | os.PathLike, wanted: dict[str, Any]) -> None:
         raise StaleProgram(path, differences)
 
 
-def trace(graph: Graph, key: dict[str, Any], device: str = "cpu"):
+def trace(graph: Graph, key: dict[str, Any]):
     """(FX graph module of aten ops, example arguments) of the function that `key` names. Runs nothing on real data."""
     import torch
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -282,9 +285,9 @@ def trace(graph: Graph, key: dict[str, Any], device: str = "cpu"):
         return tuple(_own(t, tensors) for t in results)
 
     infos = [graph.info[name] for name in (*weights, *inputs)]
-    examples = [torch.zeros(info.dims, dtype=_torch_dtype(info), device=device) for info in infos]
+    examples = [torch.zeros(info.dims, dtype=_torch_dtype(info)) for info in infos]
     if training:
-        examples.append(torch.ones((), device=device))
+        examples.append(torch.ones(()))
     return make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples), tuple(examples)
 
 
@@ -294,12 +297,12 @@ def _own(tensor, arguments):
     return tensor.clone() if any(storage == a.untyped_storage()._cdata for a in arguments) else tensor
 
 
-def _compile_package(graph, key, device, path):
+def _compile_package(graph, key, path):
     import torch
 
     from . import custom  # noqa: F401
 
-    module, examples = trace(graph, key, device)
+    module, examples = trace(graph, key)
     with torch.no_grad():
         exported = torch.export.export(module, examples, strict=False)
         torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=_INDUCTOR)

@@ -73,6 +73,16 @@ def check_clipping(optimizer, options) -> None:
         )
 
 
+def _ipu(op: Op) -> int:
+    assert op.ipu is not None, "virtual graphs are placed first"
+    return op.ipu
+
+
+def _stage(op: Op) -> int:
+    assert op.stage is not None, "stages are assigned first"
+    return op.stage
+
+
 def _recomputed_by_user(op: Op) -> bool:
     value = op.settings.get(RECOMPUTE_ATTRIBUTE, 0)
     return RecomputeType.Recompute.value in (value if isinstance(value, tuple) else (value,))
@@ -122,7 +132,7 @@ def _place_virtual_graphs(graph: Graph, options, num_ipus: int) -> None:
             f"{{{listed}}}. First op without one: {missing.describe()}"
         )
     for op in graph.ops:
-        if not 0 <= op.ipu < num_ipus:
+        if not 0 <= _ipu(op) < num_ipus:
             raise popart_exception(
                 f"{op.describe()} has been assigned to an invalid virtual graph {op.ipu}. numIPUs = {num_ipus}."
             )
@@ -167,7 +177,7 @@ def _assign_stages(graph: Graph) -> None:
     for op in without:
         op.stage = op.ipu
     for op in graph.ops:
-        if op.stage < 0:
+        if _stage(op) < 0:
             raise popart_exception(f"Op has bad pipeline stage {op.stage}: {op.describe()}")
     stages = {op.stage for op in graph.ops}
     for stage in range(len(stages)):
@@ -180,10 +190,10 @@ def _assign_stages(graph: Graph) -> None:
 def _ipu_of_stages(ops: list[Op]) -> dict[int, int]:
     first: dict[int, Op] = {}
     for op in ops:
-        other = first.setdefault(op.stage, op)
+        other = first.setdefault(_stage(op), op)
         if other.ipu != op.ipu:
-            _raise_two_graphs(f"{other.describe()} and {op.describe()}", op.stage, f"{other.ipu} and {op.ipu}")
-    return {stage: op.ipu for stage, op in first.items()}
+            _raise_two_graphs(f"{other.describe()} and {op.describe()}", _stage(op), f"{other.ipu} and {op.ipu}")
+    return {stage: _ipu(op) for stage, op in first.items()}
 
 
 def _raise_two_graphs(ops: str, stage: int, ipus: str) -> None:
@@ -198,7 +208,7 @@ def _check_edges(graph: Graph) -> None:
     for op in graph.ops:
         for name in op.inputs:
             producer = producers.get(name)
-            if producer is not None and producer.stage > op.stage:
+            if producer is not None and _stage(producer) > _stage(op):
                 raise popart_exception(
                     f"Tensor {name} is consumed in an earlier pipeline stage than it is produced: "
                     f"{producer.describe()} is in stage {producer.stage}, {op.describe()} in stage {op.stage}"
@@ -229,8 +239,8 @@ def _stage_chain(graph: Graph, ipus: dict[int, int], loss: str | None, with_grad
     for op in graph.ops:
         if not with_gradient.intersection(op.outputs):
             continue
-        stage = 2 * producer.stage - op.stage
-        if chain.setdefault(stage, op.ipu) != op.ipu:
+        stage = 2 * _stage(producer) - _stage(op)
+        if chain.setdefault(stage, _ipu(op)) != op.ipu:
             other = next((o for o in graph.ops if o.stage == stage), op)
             _raise_two_graphs(
                 f"{other.describe()} and the gradient of {op.describe()} (the loss is in stage {producer.stage}, which "

@@ -1,0 +1,84 @@
+"""The pipelined program trains exactly as torch autograd and torch.optim.SGD train the original network."""
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Dict
+
+import numpy as np
+import pytest
+import torch
+from chain_config import random_step, small_config
+
+from export.network.detector import TRAIN_OUTPUTS, build_detector, trainable_names
+from popdet import build
+from runtime.artifact import Artifact
+from runtime.session import open_training
+
+RELATIVE = 1e-4
+SEED = 20260
+
+
+def _artifact(out: Path, stages: int, **network: Any) -> Artifact:
+    config = small_config(stages, **network)
+    build.compile(config, out, say=lambda message: None)
+    return Artifact.open(out / config.name)
+
+
+def _shapes(artifact: Artifact) -> Dict[str, Any]:
+    return {spec.name: spec.shape for spec in artifact.inputs("train")}
+
+
+def _loss(network: torch.nn.Module, batch: Dict[str, np.ndarray], micro: int, names: Any) -> torch.Tensor:
+    return dict(zip(TRAIN_OUTPUTS, network(*[torch.from_numpy(batch[name][micro]) for name in names])))["loss"]
+
+
+def _assert_close(found: np.ndarray, wanted: np.ndarray, what: str) -> None:
+    error = np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-6)
+    assert error <= RELATIVE, f"{what}: relative error {error:.2e} (seed {SEED})"
+
+
+@pytest.mark.parametrize("network", [{}, {"backbone": "resnet18", "frozen_stages": 2, "image_width": 64}],
+                         ids=["tiny", "resnet18-frozen"])
+def test_loss_and_every_gradient_of_a_micro_batch_equal_autograd(tmp_path: Path, network: Dict[str, Any]) -> None:
+    artifact = _artifact(tmp_path, 4, **network)
+    config = artifact.config
+    reference = build_detector(config.network, training=True)
+    names = trainable_names(config.network, reference)
+    runner = open_training(artifact, config.train, anchors=["loss", *[f"Gradient___{name}" for name in names]],
+                           on_message=lambda message: None)
+    batch = random_step(_shapes(artifact), config.train.accumulation, config.network.num_classes, SEED)
+    outputs = runner.step(batch)
+    for micro in (0, config.train.accumulation - 1):
+        loss = _loss(reference, batch, micro, _shapes(artifact))
+        gradients = torch.autograd.grad(loss, [reference.get_parameter(name) for name in names])
+        _assert_close(outputs["loss"][micro], loss.detach().numpy(), "loss")
+        for name, gradient in zip(names, gradients):
+            _assert_close(outputs[f"Gradient___{name}"][micro], gradient.numpy(), name)
+    frozen = set(artifact.weights()) - set(names)
+    assert all(np.array_equal(runner.weights()[name], artifact.weights()[name]) for name in frozen)
+
+
+@pytest.mark.slow
+def test_weights_after_five_steps_equal_sgd_with_1_2_4_and_8_stages(tmp_path: Path) -> None:
+    first = _artifact(tmp_path, 1)
+    recipe = first.config.train
+    steps = [random_step(_shapes(first), recipe.accumulation, first.config.network.num_classes, SEED + step) for step in range(5)]
+
+    reference = build_detector(first.config.network, training=True)
+    optimizer = torch.optim.SGD(reference.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay)
+    for batch in steps:
+        optimizer.zero_grad()
+        for micro in range(recipe.accumulation):
+            (_loss(reference, batch, micro, _shapes(first)) / recipe.accumulation).backward()
+        optimizer.step()
+    wanted = {name: value.numpy() for name, value in reference.state_dict().items()}
+
+    for stages in (1, 2, 4, 8):
+        artifact = first if stages == 1 else _artifact(tmp_path, stages)
+        assert len(artifact.graph("train").stage_ipus) == stages
+        runner = open_training(artifact, dataclasses.replace(recipe), on_message=lambda message: None)
+        for batch in steps:
+            runner.step(batch)
+        for name, value in runner.weights().items():
+            _assert_close(value, wanted[name], f"{stages} stages, {name}")
