@@ -49,7 +49,7 @@ class BoxPredictor(nn.Module):
 
 
 class RoiLoss(nn.Module):
-    """Cross entropy of the sampled RoIs, smooth L1 of the foreground; both / the RoIs sampled of the image, mean over images."""
+    """Cross entropy of the sampled RoIs, smooth L1 of the foreground, both / the image's sampled RoIs, mean over images."""
 
     def __init__(self, config: NetworkConfig):
         super().__init__()

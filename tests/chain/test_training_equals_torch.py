@@ -63,7 +63,8 @@ def test_loss_and_every_gradient_of_a_micro_batch_equal_autograd(tmp_path: Path,
 def test_weights_after_five_steps_equal_sgd_with_1_2_4_and_8_stages(tmp_path: Path) -> None:
     first = _artifact(tmp_path, 1)
     recipe = first.config.train
-    steps = [random_step(_shapes(first), recipe.accumulation, first.config.network.num_classes, SEED + step) for step in range(5)]
+    classes = first.config.network.num_classes
+    steps = [random_step(_shapes(first), recipe.accumulation, classes, SEED + step) for step in range(5)]
 
     reference = build_detector(first.config.network, training=True)
     optimizer = torch.optim.SGD(reference.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay)

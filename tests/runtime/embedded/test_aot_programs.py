@@ -126,7 +126,8 @@ def test_a_stored_program_runs_after_loading(graph, tensors, forward, stored):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("field", "value"), [("torch", "2.0.0"), ("cpu", "x86_64 avx9"), ("graph", "0" * 64), ("runtime", ""), ("format", 0)]
+    ("field", "value"),
+    [("torch", "2.0.0"), ("cpu", "x86_64 avx9"), ("graph", "0" * 64), ("runtime", ""), ("format", 0)],
 )
 def test_a_program_made_elsewhere_is_refused_and_says_what_differs(graph, stored, tmp_path, field, value):
     path = _with_key(stored, tmp_path, {**aot.read_key(stored), field: value})

@@ -14,6 +14,7 @@ import platform
 import re
 import shutil
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -303,6 +304,7 @@ def _compile_package(graph, key, path):
     from . import custom  # noqa: F401
 
     module, examples = trace(graph, key)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own internals
         exported = torch.export.export(module, examples, strict=False)
         torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=_INDUCTOR)
