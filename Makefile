@@ -1,8 +1,9 @@
-# popdet: every target does its own set-up in .venv. CONFIG, IPUS, TARGET, ARTIFACT and IMAGE are the knobs.
+# popdet: every target does its own set-up in .venv. CONFIG, IPUS, TARGET, ARTIFACT, IMAGE and JOBS are the knobs.
 CONFIG  ?= configs/voc0712-r50c4-mixed-4ipu.yaml
 TARGET  ?= embedded
 PYTHON  ?= python3
 OUT     ?= artifacts
+JOBS    ?= 2
 
 VENV    := .venv
 STAMP   := $(VENV)/.popdet-ready
@@ -53,7 +54,7 @@ demo: setup     ## the whole chain on a tiny detector: export, compile for 4 IPU
 
 test: setup     ## lint, types, the Python 3.8 check of the runner side, and the whole suite
 	$(MAKE) --no-print-directory lint
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses $(JOBS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -32,7 +32,7 @@ from export.network.detector import (
 from export.onnx_graph import module_to_onnx
 from export.weights import WeightsReport, assign_state
 from popdet.config import NetworkConfig
-from runtime.errors import ConfigError, GraphError
+from runtime.errors import ConfigError, EnvironmentProblem, GraphError
 
 WEIGHTS_FILE = "weights.safetensors"
 KINDS = ("infer", "train")
@@ -146,16 +146,23 @@ def byte_ranges(content: bytes) -> Dict[str, Tuple[int, int]]:
 
 
 def write_together(directory: Path, contents: Mapping[str, bytes]) -> None:
-    """Write every file aside, flush to disk, then rename all: readers see the old files or the new ones, none cut short."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with _cleaned_up([directory / f".{name}.{os.getpid()}.tmp" for name in contents]) as aside:
-        for path, content in zip(aside, contents.values()):
-            with open(path, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, name in zip(aside, contents):
-            os.replace(path, directory / name)
+    """Write every file aside, flush to disk, then rename all: readers see the old files or the new ones, none cut short.
+
+    Raises EnvironmentProblem where the folder cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with _cleaned_up([directory / f".{name}.{os.getpid()}.tmp" for name in contents]) as aside:
+            for path, content in zip(aside, contents.values()):
+                with open(path, "wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            for path, name in zip(aside, contents):
+                os.replace(path, directory / name)
+    except OSError as error:
+        raise EnvironmentProblem(f"{directory}: the exported files cannot be written ({error.strerror or error}); free "
+                                 f"some space or choose another folder") from error
 
 
 @contextlib.contextmanager

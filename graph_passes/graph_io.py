@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Dict, Iterable, Optional, Union
+from typing import Any, Dict, Iterable, Optional, Union
 
 import numpy as np
 import onnx
@@ -35,7 +35,10 @@ def load_graph(source: Union[str, Path, onnx.ModelProto]) -> Graph:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _check_wiring(model.graph, label)
-    imported = gs.import_onnx(model)
+    try:
+        imported = gs.import_onnx(model)
+    except Exception as error:  # graphsurgeon trusts its input: damaged types and shapes fail anywhere in it
+        raise BadInputFile(f"{label}: a damaged ONNX graph ({_one_line(error)}); export it again") from error
     imported.import_domains = [onnx.helper.make_opsetid(o.domain, o.version) for o in model.opset_import]
     _copy_metadata(model.graph, imported)
     metadata = {prop.key: prop.value for prop in model.metadata_props}
@@ -56,6 +59,8 @@ def load_model(path: Union[str, Path]) -> onnx.ModelProto:
         raise BadInputFile(f"{path}: not an ONNX file, or truncated ({len(data)} bytes); export it again") from error
     if not model.ir_version or not model.HasField("graph") or not model.opset_import or not model.graph.output:
         raise BadInputFile(f"{path}: an incomplete ONNX file ({len(data)} bytes, graph or opset missing); export it again")
+    if _has_undecodable_text(model):
+        raise BadInputFile(f"{path}: a damaged ONNX file (a name in it is not UTF-8); export it again")
     _check_external(model, path)
     return model
 
@@ -72,6 +77,8 @@ def save_graph(graph: Graph, path: Union[str, Path]) -> None:
 def save_model(model: onnx.ModelProto, path: Union[str, Path], weights_folder: Optional[Path] = None) -> None:
     """Write a ModelProto atomically and deterministically; `weights_folder` is where its external data lies now."""
     path = Path(path)
+    if path.is_dir():
+        raise GraphError(f"{path}: is a folder; name the ONNX file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -79,7 +86,10 @@ def save_model(model: onnx.ModelProto, path: Union[str, Path], weights_folder: O
     if weights_folder is not None:
         for location in sorted(set(filter(None, map(external_location, model.graph.initializer)))):
             _bring_weights(weights_folder / location, path.parent / location)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise GraphError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(model.SerializeToString(deterministic=True))
@@ -124,6 +134,25 @@ def _check_wiring(graph: onnx.GraphProto, label: str, outer: Iterable[str] = ())
             raise BadInputFile(f"{label}: nothing produces the graph output '{output.name}'")
 
 
+def _has_undecodable_text(message: Any) -> bool:
+    """Whether any string field below is no UTF-8; protobuf gives those as bytes, or fails when they are read."""
+    try:
+        for field, value in message.ListFields():
+            if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+                continue
+            single = isinstance(value, (str, bytes)) or hasattr(value, "ListFields")
+            for item in [value] if single else value:
+                if isinstance(item, bytes) or (hasattr(item, "ListFields") and _has_undecodable_text(item)):
+                    return True
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _check_external(model: onnx.ModelProto, path: Path) -> None:
     sizes: Dict[str, int] = {}
     for tensor in model.graph.initializer:
@@ -137,9 +166,13 @@ def _check_external(model: onnx.ModelProto, path: Path) -> None:
                 raise BadInputFile(f"{path}: its weights file {path.parent / location} cannot be read "
                                    f"({error.strerror}); keep the two together") from error
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        length = int(entries.get("length", 0)) or int(np.prod(tensor.dims)) * np.dtype(
-            onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
-        end = int(entries.get("offset", 0)) + length
+        try:
+            length = int(entries.get("length", 0)) or int(np.prod(tensor.dims)) * np.dtype(
+                onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)).itemsize
+            end = int(entries.get("offset", 0)) + length
+        except (KeyError, ValueError) as error:
+            raise BadInputFile(f"{path}: initializer '{tensor.name}' has a damaged offset, length or type "
+                               f"({_one_line(error)}); export it again") from error
         if end > sizes[location]:
             raise BadInputFile(f"{path.parent / location}: truncated, '{tensor.name}' ends at byte {end} of "
                                f"{sizes[location]}; export again")

@@ -18,6 +18,7 @@ from graph_passes.pass_manager import GraphPass, PassContext, PassResult
 from runtime.errors import GraphError
 
 TARGET, NEWEST = 11, 21
+GRAPHCORE = "ai.graphcore"
 IR_VERSION = 6  # of ONNX 1.6, PopART 3.4's
 
 REWRITE: Dict[str, Callable[[Graph, gs.Node], None]] = {
@@ -74,7 +75,7 @@ class LowerOpset(GraphPass):
         """Lower every node of the standard domain, then check each against opset 11's own schema."""
         source = graph.opset
         if source == TARGET:
-            return PassResult(0, ["already opset 11"])
+            return PassResult(int(_import_graphcore(graph)), ["already opset 11"])
         if not TARGET < source <= NEWEST:
             raise GraphError(f"the graph imports ai.onnx {source}; export it with an opset from {TARGET} to {NEWEST}")
         done: Counter = Counter()
@@ -126,6 +127,15 @@ def _set_opset(graph: Graph) -> None:
         if entry.domain in ("", "ai.onnx"):
             entry.version = TARGET
     graph.gs.ir_version = min(graph.gs.ir_version or IR_VERSION, IR_VERSION)
+    _import_graphcore(graph)
+
+
+def _import_graphcore(graph: Graph) -> bool:
+    """Import ai.graphcore 1, which PopART expects of every model; True when the graph did not yet."""
+    if any(entry.domain == GRAPHCORE for entry in graph.gs.import_domains):
+        return False
+    graph.gs.import_domains.append(onnx.helper.make_opsetid(GRAPHCORE, 1))
+    return True
 
 
 def remaining_newer_ops(graph: Graph) -> List[str]:

@@ -12,6 +12,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 from graph_passes.graph import Graph, is_weight
 from graph_passes.graph_io import load_graph, save_graph
 from graph_passes.pass_manager import GraphPass, PassContext, PassManager, PassRecord
+from graph_passes.shapes import check_declared_shapes
 from popdet.config import Config
 from runtime.errors import BadInputFile, ConfigError, GraphError
 
@@ -82,14 +83,15 @@ def rewrite(src: Union[str, Path], dst: Union[str, Path], kind: str, config: Con
     """
     passes = make_passes(only, skip)
     graph = load_graph(src)
-    context = make_context(graph, kind, config)
+    check_declared_shapes(graph, str(src))
+    context = make_context(graph, kind, config, str(src))
     records = PassManager(passes).run(graph, context, Path(dump_after) if dump_after is not None else None)
     save_graph(graph, dst)
     plan = next((getattr(item, "plan", None) for item in passes if item.name == "assign_stages"), None)
     return RewriteReport(records, plan)
 
 
-def make_context(graph: Graph, kind: str, config: Config) -> PassContext:
+def make_context(graph: Graph, kind: str, config: Config, label: str = "the graph") -> PassContext:
     """Context for one graph: what training updates is read from the model's `popdet.trainable`.
 
     A training graph without that entry trains every external weight. Raises BadInputFile when the file says it is the other
@@ -99,7 +101,7 @@ def make_context(graph: Graph, kind: str, config: Config) -> PassContext:
         raise ConfigError(f"graph kind '{kind}': expected infer or train")
     written = graph.metadata.get("popdet.kind", kind)
     if written != kind:
-        raise BadInputFile(f"the graph says it is for '{written}', not '{kind}'; name the other reference file")
+        raise BadInputFile(f"{label}: says it is for '{written}', not '{kind}'; name the other reference file")
     if kind == "infer":
         return PassContext(kind, config.compile, config.network)
     names = [weight.name for weight in graph.weights() if weight.dtype.kind == "f"]
@@ -107,11 +109,11 @@ def make_context(graph: Graph, kind: str, config: Config) -> PassContext:
         try:
             names = [str(name) for name in json.loads(graph.metadata["popdet.trainable"])]
         except (ValueError, TypeError) as error:
-            raise BadInputFile(f"model metadata 'popdet.trainable' is not a JSON list of names: {error}") from error
+            raise BadInputFile(f"{label}: model metadata 'popdet.trainable' is not a JSON list of names: {error}") from error
     tensors = graph.gs.tensors()
     for name in names:
         if name in tensors and not is_weight(tensors[name]):
-            raise BadInputFile(f"'{name}' trains but its values lie inside the ONNX file; save it as external data")
+            raise BadInputFile(f"{label}: '{name}' trains but its values lie inside the ONNX file; save it as external data")
     if not names:
         raise GraphError("a training graph with no weight that trains; store the weights as external data")
     return PassContext(kind, config.compile, config.network, frozenset(names), config.train.accumulation)

@@ -11,6 +11,7 @@ from onnx_graphsurgeon.importers.onnx_importer import get_onnx_tensor_dtype, get
 
 from custom_ops.schema import find_schema
 from graph_passes.graph import Graph, is_static
+from runtime.errors import BadInputFile, GraphError
 
 PASS_THROUGH = ("Detach", "Nop")  # of ai.graphcore: the output is like the input
 
@@ -19,7 +20,10 @@ def infer_missing_shapes(graph: Graph) -> None:
     """ONNX's inference and the custom ops' shape rules in turn, until neither finds more; what is known stays."""
     missing = _missing(graph)
     while missing:
-        inferred = onnx.shape_inference.infer_shapes(graph.to_model(), data_prop=True)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(graph.to_model(), data_prop=True)
+        except onnx.shape_inference.InferenceError as error:
+            raise GraphError(f"shapes of the graph contradict each other: {' '.join(str(error).split())}") from error
         for info in (*inferred.graph.value_info, *inferred.graph.output):
             tensor = missing.get(info.name)
             if tensor is not None and info.type.HasField("tensor_type"):
@@ -29,6 +33,20 @@ def infer_missing_shapes(graph: Graph) -> None:
         if not _infer_custom_ops(graph):
             return
         missing = _missing(graph)
+
+
+def check_declared_shapes(graph: Graph, label: str) -> None:
+    """Raises BadInputFile where the shapes or types that the file declares are not those that its ops produce."""
+    try:
+        model = graph.to_model()
+    except Exception as error:  # graphsurgeon trusts its input: damaged types fail anywhere in it
+        raise BadInputFile(f"{label}: a damaged ONNX graph ({' '.join(str(error).split())}); export it again") from error
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        found = " ".join(str(error).replace("[ShapeInferenceError]", "").replace("[TypeInferenceError]", "").split())
+        raise BadInputFile(f"{label}: its shapes or types contradict each other: {found}; correct the model and export "
+                           "it again") from error
 
 
 def _missing(graph: Graph) -> Dict[str, gs.Tensor]:

@@ -2,15 +2,18 @@
 from __future__ import annotations
 
 import sys
-from typing import Optional, Sequence
+import traceback
+import warnings
+from typing import Any, Optional, Sequence
 
 import click
 
 from popdet import __version__
 from popdet.commands import compare, compile, doctor, evaluate, export, inspect, rewrite, run, train
-from runtime.errors import PopdetError
+from runtime.errors import ConfigError, PopdetError
 
 INTERNAL_ERROR = 5
+INTERRUPTED = 130  # as shells report Ctrl-C
 EPILOG = "Exit codes: 0 ok, 1 mismatch or quality gate, 2 usage or config, 3 environment, 4 bad input file, 5 defect of popdet."
 
 
@@ -29,29 +32,38 @@ for command in (export.command, rewrite.command, compile.command, compare.comman
 def main(arguments: Optional[Sequence[str]] = None) -> None:
     """Run the command line and leave with its documented exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        sys.exit(_run([word for word in words if word != "--debug"], debug="--debug" in words))
+
+
+def _run(words: Sequence[str], debug: bool) -> int:
     try:
-        sys.exit(cli.main([word for word in words if word != "--debug"], prog_name="popdet", standalone_mode=False) or 0)
+        return cli.main(list(words), prog_name="popdet", standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        return ConfigError.exit_code
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        sys.exit(130)
-    except PopdetError as error:
-        if debug:
-            raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(error.exit_code)
+        return INTERRUPTED
     except BrokenPipeError:
-        sys.exit(0)
+        return 0
     except Exception as error:
         if debug:
-            raise
-        click.echo(f"internal error: {type(error).__name__}: {error}\nrun again with --debug for the traceback", err=True)
-        sys.exit(INTERNAL_ERROR)
+            traceback.print_exc()
+        if isinstance(error, PopdetError):
+            click.echo(f"error: {error}", err=True)
+            return error.exit_code
+        hint = "" if debug else "\nrun again with --debug for the traceback"
+        click.echo(f"internal error: {type(error).__name__}: {error}{hint}", err=True)
+        return INTERNAL_ERROR
+
+
+def _show_warning(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    """A warning as one line for the user of a command, without the line of code that it came from."""
+    click.echo(f"warning: {message}", err=True)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ import os
 import shutil
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from popdet import __version__
-from popdet.config import Config
+from popdet.config import Config, NetworkConfig
 from runtime.artifact import Artifact, write_manifest
 from runtime.errors import BadInputFile, ConfigError, EnvironmentProblem
 
@@ -26,6 +26,9 @@ EXPORT_SOURCES = ("export", "custom_ops/schema.py")
 COMPILE_SOURCES = ("graph_passes", "custom_ops/schema.py", "popdet/build.py")
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript")
 COMPILE_PACKAGES = ("onnx", "onnx-graphsurgeon")
+BUILT_MARKS = ("export.json", "manifest.json", "plan.json", "weights.safetensors")  # one of them: a build made the folder
+NETWORK_KEYS = tuple(item.name for item in fields(NetworkConfig) if item.name not in ("weights", "seed"))
+PREPROCESSING_KEYS = ("resize", "channel_order", "pixel_scale", "pixel_mean", "pixel_std")
 Say = Callable[[str], None]
 
 
@@ -53,6 +56,19 @@ def export_directory(config: Config, out: Path) -> Path:
 def artifact_directory(config: Config, out: Path) -> Path:
     """Where the artifact of a config lies."""
     return out / config.name
+
+
+def open_artifact(config: Config, out: Path) -> Artifact:
+    """The artifact of a config, every checksum verified; ConfigError where it was compiled from other values."""
+    artifact = Artifact.open(artifact_directory(config, out))
+    compiled = artifact.config
+    for section, keys in (("network", NETWORK_KEYS), ("data", PREPROCESSING_KEYS)):
+        for key in keys:
+            wanted, found = getattr(getattr(config, section), key), getattr(getattr(compiled, section), key)
+            if wanted != found:
+                raise ConfigError(f"{artifact.directory}: compiled with {section}.{key} = {found}, the config says "
+                                  f"{wanted}; run 'popdet compile' again, or change the config back")
+    return artifact
 
 
 def export(config: Config, out: Path, force: bool = False) -> BuildReport:
@@ -91,6 +107,10 @@ def compile(config: Config, out: Path, say: Say, force: bool = False) -> BuildRe
     if found is not None:
         _record_settings(found, config, say)
         return BuildReport(directory, cached=True, plan=dict(found.plan))
+    if _runs_ahead_of_time(config):
+        from runtime.session_setup import require_compiler
+
+        require_compiler("infer.onnx")
     return _build_artifact(config, exported.directory, directory, key, say)
 
 
@@ -206,22 +226,38 @@ def _current_artifact(directory: Path, key: str) -> Optional[Artifact]:
 
 @contextmanager
 def _built_aside(directory: Path) -> Iterator[Path]:
-    """A temporary directory that takes `directory`'s place when the block ends well, and vanishes when it does not."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary directory that takes `directory`'s place when the block ends well, and vanishes when it does not.
+
+    Raises ConfigError where nothing can be written, or where something lies that no build made.
+    """
+    _check_replaceable(directory)
     work = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    shutil.rmtree(str(work), ignore_errors=True)
-    work.mkdir()
+    old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
     try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(str(work), ignore_errors=True)
+        work.mkdir()
         yield work
-        old = directory.with_name(f".{directory.name}.{os.getpid()}.old")
         if directory.exists():
             os.rename(str(directory), str(old))
         os.rename(str(work), str(directory))
         shutil.rmtree(str(old), ignore_errors=True)
     except OSError as error:
-        raise ConfigError(f"{directory}: cannot be written ({error.strerror}); choose another folder with --out") from error
+        raise ConfigError(f"{directory}: cannot be written ({error.strerror or error}); choose another folder with "
+                          "--out") from error
     finally:
+        if old.exists() and not directory.exists():  # stopped between the two renames
+            os.rename(str(old), str(directory))
         shutil.rmtree(str(work), ignore_errors=True)
+
+
+def _check_replaceable(directory: Path) -> None:
+    if not directory.is_dir():
+        if directory.exists() or directory.is_symlink():
+            raise ConfigError(f"{directory}: is a file, not a folder; move it away, or choose another folder with --out")
+    elif any(directory.iterdir()) and not any((directory / name).is_file() for name in BUILT_MARKS):
+        raise ConfigError(f"{directory}: a folder with other things in it, which a build would replace; choose another "
+                          "'name' in the config, or another folder with --out")
 
 
 def _key(values: Dict[str, Any], sources: Sequence[str], packages: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,11 +173,13 @@ def load_config(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Co
     tree: Dict[str, Any] = {}
     if path is not None:
         try:
-            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise BadInputFile(f"{path}: cannot be read ({error.strerror}); name an existing YAML config") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise BadInputFile(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        if tree is None:
+            raise BadInputFile(f"{path}: is empty, expected a mapping of config keys; configs/ has several")
         if not isinstance(tree, dict):
             raise BadInputFile(f"{path}: holds a {type(tree).__name__}, expected a mapping of config keys")
     for override in overrides:
@@ -244,6 +247,8 @@ def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
     accepted = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[hint]
     if not isinstance(value, accepted) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{source}: '{key}' must be {hint.__name__}, found {value!r}")
+    if hint is float and not math.isfinite(float(value)):
+        raise ConfigError(f"{source}: '{key}' must be a finite number, found {value!r}")
     if value not in CHOICES.get(key, (value,)):
         raise ConfigError(f"{source}: '{key}' is '{value}', expected one of {', '.join(CHOICES[key])}")
     return hint(value)
@@ -251,6 +256,8 @@ def _convert(hint: Any, value: Any, key: str, source: str) -> Any:
 
 def _check_ranges(config: Config, source: str) -> None:
     net, comp, train = config.network, config.compile, config.train
+    if config.name in ("", ".", "..") or config.name.startswith(".") or set(config.name) & set("/\\\0"):
+        raise ConfigError(f"{source}: 'name' is {config.name!r}; it names a folder, use letters, digits, '-' and '_'")
     positive: List[Tuple[str, float]] = [
         ("network.image_height", net.image_height), ("network.image_width", net.image_width),
         ("network.train_batch", net.train_batch), ("network.infer_batch", net.infer_batch),

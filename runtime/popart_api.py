@@ -43,6 +43,13 @@ def load_popart() -> ModuleType:
             f"the package 'popart' at {_origin(module)} is not Graphcore's PopART (it has no TrainingSession): the "
             "public package index has an unrelated package of that name. Remove it: pip uninstall popart"
         )
+    if is_embedded_module(module):
+        missing = [name for name in ("torch", "onnx") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise EnvironmentProblem(
+                f"this interpreter has neither the Poplar SDK nor {' and '.join(missing)}, which the embedded runtime needs. "
+                "Enable the SDK (Python 3.8) or run `make setup` (Python 3.10 or newer)"
+            )
     return module
 
 

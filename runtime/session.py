@@ -225,10 +225,12 @@ def _prepare(
             reason = f"it does not load here: {error}"
     if reason:
         on_message(f"compiled {key['graph']} program not used: {reason}; compiling it again from ONNX")
-    session.prepareDevice()
-    with cache.scratch() as scratch:
-        session.saveExecutable(str(scratch))
-        return cache.store(key, scratch), key
+    setup.require_compiler(f"{key['graph']}.onnx")
+    with setup.compiler_errors(f"{key['graph']}.onnx"):
+        session.prepareDevice()
+        with cache.scratch() as scratch:
+            session.saveExecutable(str(scratch))
+            return cache.store(key, scratch), key
 
 
 def _empty_arrays(session: Any, names: Sequence[str]) -> Arrays:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Dict, Iterator, Mapping
@@ -69,6 +70,27 @@ def choose_executor(popart: ModuleType, options: Any, executor: str) -> None:
         raise ConfigError(f"executor '{executor}' is unknown; it is aot or eager")
     if is_embedded_module(popart):
         options.engineOptions = {**dict(options.engineOptions), "popdet.executor": executor}
+
+
+def require_compiler(file: str) -> None:
+    """torch compiles ahead of time through C++; raises EnvironmentProblem where there is no g++."""
+    if shutil.which("g++") is None:
+        raise EnvironmentProblem(f"{file}: cannot be compiled ahead of time, g++ is not on PATH; install it (apt install g++), "
+                                 "or interpret the program: --executor eager, or -o compile.executor=eager (in training "
+                                 "train.executor)")
+
+
+@contextlib.contextmanager
+def compiler_errors(file: str) -> Iterator[None]:
+    """Turn what torch's ahead-of-time compiler raises about this machine's C++ compiler into EnvironmentProblem."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("torch._inductor"):
+            raise
+        text = " ".join(str(error).split())
+        raise EnvironmentProblem(f"{file}: cannot be compiled ahead of time ({text[:400]}); repair g++, or interpret the "
+                                 "program: --executor eager, or -o compile.executor=eager") from error
 
 
 @contextlib.contextmanager

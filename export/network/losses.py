@@ -3,11 +3,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
-def binary_cross_entropy(logits: Tensor, target: float) -> Tensor:
+def binary_cross_entropy(logits: Tensor, target: bool) -> Tensor:
     """Cross entropy of sigmoid(logits) with a constant target, stable for large logits; same shape."""
-    return torch.relu(logits) - logits * target + torch.log(1 + torch.exp(-logits.abs()))
+    return functional.softplus(-logits if target else logits)
 
 
 def smooth_l1(error: Tensor, beta: float) -> Tensor:

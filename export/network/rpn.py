@@ -79,8 +79,8 @@ class RpnLoss(nn.Module):
 
     def forward(self, logits: Tensor, deltas: Tensor, targets: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         positive, positive_weight, target_deltas, negative, negative_weight = targets
-        as_object = binary_cross_entropy(boxes.gather_rows(logits, positive), 1.0) * positive_weight
-        as_background = binary_cross_entropy(boxes.gather_rows(logits, negative), 0.0) * negative_weight
+        as_object = binary_cross_entropy(boxes.gather_rows(logits, positive), True) * positive_weight
+        as_background = binary_cross_entropy(boxes.gather_rows(logits, negative), False) * negative_weight
         class_loss = (as_object.sum(dim=1) + as_background.sum(dim=1)) / self.batch
         error = smooth_l1(boxes.gather_rows(deltas, positive) - target_deltas, self.beta).sum(dim=2)
         box_loss = (error * positive_weight).sum(dim=1) / self.batch

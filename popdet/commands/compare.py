@@ -10,7 +10,7 @@ import click
 
 from popdet.config import Config
 from popdet.options import config_options, emit, json_option, read_config, say
-from runtime.errors import MismatchError
+from runtime.errors import BadInputFile, MismatchError
 
 EXECUTORS = ("artifact", "rewritten", "torch")
 
@@ -32,12 +32,10 @@ def command(config_path: str, overrides: Tuple[str, ...], out: Path, executors: 
     """Run the same inputs through onnxruntime and the artifact: a table, a verdict, exit code 1 on mismatch."""
     config = read_config(config_path, overrides, [("compare.images", images)])
     from popdet import build
-    from runtime.artifact import Artifact
     from runtime.compare import OnnxRuntimeExecutor, compare_executors
-    from runtime.weights_file import read_weights
 
-    artifact = Artifact.open(build.artifact_directory(config, out))
-    other_weights = read_weights(weights) if weights else None
+    artifact = build.open_artifact(config, out)
+    other_weights = _other_weights(weights, artifact) if weights else None
     with ExitStack() as stack:
         others = {name: _executor(name, artifact, other_weights, trust_compiled, stack) for name in dict.fromkeys(executors)}
         reference = OnnxRuntimeExecutor(artifact.directory / "reference.infer.onnx")
@@ -46,6 +44,23 @@ def command(config_path: str, overrides: Tuple[str, ...], out: Path, executors: 
     emit(report.to_dict(), as_json, report.text())
     if not report.passed:
         raise MismatchError(f"the numbers differ; first difference in {report.first_difference}")
+
+
+def _other_weights(path: Path, artifact: Any) -> Dict[str, Any]:
+    """The tensors of a file that has the artifact's names and shapes; BadInputFile names what does not fit."""
+    from runtime.weights_file import read_weights
+
+    found = read_weights(path)
+    wanted = {slot.name: slot.shape for slot in artifact.layout().slots.values()}
+    for name in [*wanted, *found]:
+        if name not in found:
+            raise BadInputFile(f"{path}: lacks '{name}', which the artifact has; take the weights of this network")
+        if name not in wanted:
+            raise BadInputFile(f"{path}: holds '{name}', which the artifact has not; take the weights of this network")
+        if found[name].shape != wanted[name]:
+            raise BadInputFile(f"{path}: '{name}' has shape {list(found[name].shape)}, the artifact's is "
+                               f"{list(wanted[name])}; take the weights of this network")
+    return found
 
 
 def _executor(name: str, artifact: Any, weights: Optional[Mapping[str, Any]], trust_compiled: bool, stack: ExitStack) -> Any:

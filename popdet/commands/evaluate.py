@@ -25,10 +25,9 @@ def command(config_path: str, overrides: Tuple[str, ...], out: Path, metric: str
     config = read_config(config_path, overrides)
     from popdet import build
     from popdet.data import evaluation_records
-    from runtime.artifact import Artifact
     from runtime.evaluate import detect_dataset, evaluate
 
-    artifact = Artifact.open(build.artifact_directory(config, out))
+    artifact = build.open_artifact(config, out)
     records = evaluation_records(config)[:images]
     detections = detect_dataset(_runner(artifact, executor), records, config)
     result = evaluate(detections, records, config.network.classes, metric)

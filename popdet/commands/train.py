@@ -19,12 +19,10 @@ def command(config_path: str, overrides: Tuple[str, ...], out: Path, steps: Opti
     config = read_config(config_path, overrides, [("train.steps", steps)])
     from popdet import build
     from popdet.data import training_batches
-    from runtime.artifact import Artifact
     from runtime.train import train
 
-    directory = build.artifact_directory(config, out)
-    artifact = Artifact.open(directory)
+    artifact = build.open_artifact(config, out)
     batches = training_batches(config, artifact)
-    result = train(artifact, config, batches, run_directory=directory.with_name(f"{directory.name}.train"),
+    result = train(artifact, config, batches, run_directory=artifact.directory.with_name(f"{artifact.directory.name}.train"),
                    resume=resume, on_message=say)
     emit(result.to_dict(), as_json, result.text())

@@ -170,7 +170,7 @@ def _edge_step(artifact: Artifact) -> Dict[str, np.ndarray]:
     batch["gt_count"][:] = 2
     batch["gt_count"][0] = 0
     batch["gt_count"][1] = capacity
-    batch["gt_count"][2] = [[0, capacity]]
+    batch["gt_count"][2] = [0, capacity]
     batch["image"][3] = 0
     batch["gt_boxes"][4] = [0, 0, WIDTH, HEIGHT]
     batch["gt_boxes"][5] = [8, 8, 24, 24]

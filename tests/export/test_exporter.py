@@ -21,7 +21,7 @@ from export import exporter
 from export.exporter import export_reference
 from export.network.detector import INFER_OUTPUTS, TRAIN_OUTPUTS, build_detector, input_signature
 from export.onnx_graph import module_to_onnx
-from runtime.errors import BadInputFile, ConfigError, GraphError
+from runtime.errors import BadInputFile, ConfigError, EnvironmentProblem, GraphError
 
 KINDS = ("infer", "train")
 OUTPUTS = {"infer": INFER_OUTPUTS, "train": TRAIN_OUTPUTS}
@@ -194,15 +194,14 @@ def test_report_and_model_properties_say_what_was_exported(exported):
 
 def test_a_frozen_norm_is_a_multiplication_and_an_addition_of_named_initializers(tmp_path):
     config = dataclasses.replace(TINY, backbone="resnet18", frozen_stages=2, infer_batch=1, train_batch=1)
-    report = export_reference(config, KINDS, tmp_path)
-    for kind in KINDS:
-        assert_equals_torch(tmp_path, kind, config, random_inputs(config, kind == "train"))
+    report = export_reference(config, ("train",), tmp_path)
+    assert_equals_torch(tmp_path, "train", config, random_inputs(config, True))
     nodes = {node.output[0]: node for node in load(tmp_path, "train").graph.node}
     shift = next(node for node in nodes.values() if "backbone.layer2.0.norm1.shift" in node.input)
     scale = nodes[shift.input[0]]
     assert (shift.op_type, scale.op_type, nodes[scale.input[0]].op_type) == ("Add", "Mul", "Conv")
     assert "backbone.layer2.0.norm1.scale" in scale.input
-    trainable = report.graphs[1].trainable
+    trainable = report.graphs[0].trainable
     assert "backbone.layer2.0.conv1.weight" in trainable
     assert not [name for name in trainable if name.startswith(("backbone.stem", "backbone.layer1")) or "norm" in name]
 
@@ -253,7 +252,7 @@ def test_a_failure_while_writing_leaves_the_old_files(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exporter.os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(EnvironmentProblem, match="No space"):
         exporter.write_together(tmp_path, {"weights.safetensors": b"new", "reference.infer.onnx": b"graph"})
     assert [path.name for path in tmp_path.iterdir()] == ["weights.safetensors"]
     assert (tmp_path / "weights.safetensors").read_bytes() == b"old"
