@@ -28,6 +28,7 @@ EXPORT_PACKAGES = ("torch", "onnx", "onnxscript")
 COMPILE_PACKAGES = ("onnx", "onnx-graphsurgeon")
 BUILT_MARKS = ("export.json", "manifest.json", "plan.json", "weights.safetensors")  # one of them: a build made the folder
 NETWORK_KEYS = tuple(item.name for item in fields(NetworkConfig) if item.name not in ("weights", "seed"))
+WEIGHT_KEYS = ("backbone", "classes", "anchor_sizes", "anchor_ratios", "box_stds")  # what trained weights are bound to
 PREPROCESSING_KEYS = ("resize", "channel_order", "pixel_scale", "pixel_mean", "pixel_std")
 Say = Callable[[str], None]
 
@@ -86,7 +87,18 @@ def export(config: Config, out: Path, force: bool = False) -> BuildReport:
         files = {path.name: _file_digest(path) for path in sorted(work.iterdir())}
         (work / "export.json").write_text(json.dumps({"key": key, "files": files}, indent=1), encoding="utf-8")
     return BuildReport(directory, cached=False, seconds={"export": time.perf_counter() - started},
-                       notes=list(getattr(report, "notes", [])))
+                       notes=_pretrained_notes(report))
+
+
+def _pretrained_notes(report: Any) -> List[str]:
+    """What the pretrained weights file gave; tensors that it lacks stay random, which the user must see."""
+    given = report.pretrained
+    if given is None:
+        return []
+    notes = [f"pretrained weights: {len(given.matched)} tensors set, {len(given.unused)} of the file not used"]
+    if given.missing:
+        notes.append(f"not in the weights file, so random: {', '.join(given.missing)}")
+    return notes
 
 
 def compile(config: Config, out: Path, say: Say, force: bool = False) -> BuildReport:
@@ -119,7 +131,7 @@ def _build_artifact(config: Config, exported: Path, directory: Path, key: str, s
     from graph_passes.plan import format_stage_table
 
     report = BuildReport(directory, cached=False)
-    trained = _trained_weights(directory, exported, say)
+    trained = _trained_weights(config, directory, exported, say)
     with _built_aside(directory) as work:
         plans: Dict[str, Any] = {}
         shutil.copyfile(str(trained[0] if trained else exported / "weights.safetensors"), str(work / "weights.safetensors"))
@@ -136,7 +148,7 @@ def _build_artifact(config: Config, exported: Path, directory: Path, key: str, s
         (work / "plan.json").write_text(json.dumps(plans, indent=1), encoding="utf-8")
         report.plan = plans
         write_manifest(work, config, build_key=key,
-                       trained_steps=_read_json(directory / "manifest.json")["trained_steps"] if trained else 0,
+                       trained_steps=trained[1] if trained else 0,
                        versions={"popdet": __version__, **_versions(EXPORT_PACKAGES + COMPILE_PACKAGES + ("onnxruntime",))},
                        source_hashes={name: _source_digest((name,)) for name in EXPORT_SOURCES + COMPILE_SOURCES})
         if _runs_ahead_of_time(config):
@@ -185,20 +197,22 @@ def _require_sdk() -> None:
         )
 
 
-def _trained_weights(directory: Path, exported: Path, say: Say) -> Optional[Tuple[Path, int]]:
-    """Weights and step of a trained artifact: kept where the layout is the same, else the old artifact is set aside."""
+def _trained_weights(config: Config, directory: Path, exported: Path, say: Say) -> Optional[Tuple[Path, int]]:
+    """Weights and step of a trained artifact: kept where they mean the same, else the old artifact is set aside."""
     manifest = _read_json(directory / "manifest.json")
     weights = directory / "weights.safetensors"
     if not manifest.get("trained_steps") or not weights.is_file():
         return None
-    if _safetensors_header(weights) == _safetensors_header(exported / "weights.safetensors"):
+    before, now = manifest.get("config", {}).get("network", {}), config.to_dict()["network"]
+    same_meaning = all(before.get(key) == now[key] for key in WEIGHT_KEYS)
+    if same_meaning and _safetensors_header(weights) == _safetensors_header(exported / "weights.safetensors"):
         say(f"{directory}: keeping its trained weights (step {manifest['trained_steps']})")
         return weights, int(manifest["trained_steps"])
     number = 1
     while (aside := directory.with_name(f"{directory.name}.replaced-{number}")).exists():
         number += 1
     shutil.copytree(str(directory), str(aside))
-    say(f"{directory}: trained weights of another layout; the old artifact is kept as {aside}")
+    say(f"{directory}: trained weights of another network; the old artifact is kept as {aside}")
     return None
 
 
