@@ -29,6 +29,7 @@ STANDARD: Tuple[str, ...] = (  # pass name = file name, in the order they run
     "constants_to_nodes",
     "assign_stages",
     "mark_recompute",
+    "set_available_memory",
     "verify_popart",
 )
 

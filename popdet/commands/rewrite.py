@@ -30,7 +30,7 @@ def command(model: Optional[Path], output: Optional[Path], config_path: Optional
 
     if list_passes:
         passes = pipelines.describe_passes()
-        emit(passes, as_json, "\n".join(f"{entry['name']:<20}{entry['summary']}" for entry in passes))
+        emit(passes, as_json, "\n".join(f"{entry['name']:<22}{entry['summary']}" for entry in passes))
         return
     if model is None or output is None:
         raise click.UsageError("name a MODEL and an OUTPUT, or use --list-passes")
