@@ -50,7 +50,7 @@ demo: setup     ## the whole chain on a tiny detector: export, compile for 4 IPU
 	$(POPDET) train $(DEMO)
 	$(POPDET) eval $(DEMO) --min-ap50 0.5
 	$(POPDET) compare $(DEMO)
-	$(POPDET) run $(OUT)/shapes-tiny data/shapes-tiny/JPEGImages/val_000001.jpg
+	$(POPDET) run $(OUT)/shapes-tiny data/shapes-tiny/JPEGImages/val_000003.jpg
 
 test: setup     ## lint, types, the Python 3.8 check of the runner side, and the whole suite
 	$(MAKE) --no-print-directory lint

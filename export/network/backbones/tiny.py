@@ -1,4 +1,4 @@
-"""A small norm-free backbone for demos and tests: about 0.7 million weights with its last stage, trains from scratch in minutes."""
+"""A small norm-free backbone for demos and tests: about 0.7 million weights, trains from scratch in minutes."""
 from __future__ import annotations
 
 import torch
