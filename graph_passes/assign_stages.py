@@ -115,7 +115,7 @@ def place_by_preset(line: Line, preset: presets.Preset, context: PassContext) ->
     """The published map; where it breaks a rule of PopART for this graph, the nearest legal one above, with notes."""
     if preset.ipus > context.compile.ipus:
         raise GraphError(f"preset {preset.name} needs {preset.ipus} IPUs, but compile.ipus is {context.compile.ipus}; "
-                         f"set compile.ipus={preset.ipus}")
+                         f"set compile.ipus={preset.ipus}, or compile.stages=auto")
     pipelining = context.compile.pipelining
     expanded, notes = presets.expand_preset(preset, line.modules, pipelining)
     declared = {prefix: parse_place(prefix, value, pipelining) for prefix, value in expanded.items()}
