@@ -46,21 +46,21 @@ def test_dead_activations_are_freed_while_running():
 
     text = "g (float[8] x) => (float[8] y) { a = Neg(x)  b = Neg(a)  c = Neg(b)  y = Neg(c) }"
     session = started(inference(model(text), ["y"]))
-    alive, original = [], program.run_op
+    alive, original = [], program.run_op_in_replicas
 
-    def watch(op, inputs):
-        results = original(op, inputs)
-        alive.append((op.outputs[0], weakref.ref(results[0])))
+    def watch(op, replicas):
+        results = original(op, replicas)
+        alive.append((op.outputs[0], weakref.ref(results[0][0])))
         gc.collect()
         seen.append([name for name, reference in alive if reference() is not None])
         return results
 
     seen: list = []
-    program.run_op = watch
+    program.run_op_in_replicas = watch
     try:
         run(session, x=np.ones(8, np.float32))
     finally:
-        program.run_op = original
+        program.run_op_in_replicas = original
     assert seen == [["a"], ["a", "b"], ["b", "c"], ["c", "y"]]
 
 

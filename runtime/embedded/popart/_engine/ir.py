@@ -82,6 +82,7 @@ class Graph:
     info: dict[str, TensorInfo] = dataclasses.field(default_factory=dict)
     input_dims: dict[str, tuple] = dataclasses.field(default_factory=dict)  # (dtype, (int | str, ...)) as declared
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    replicas: int = 1  # how many copies of the graph run side by side; collectives see all of them
 
     def producer(self, tensor: str) -> Op | None:
         return next((op for op in self.ops if tensor in op.outputs), None)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from .ir import Graph, Op
-from .shapes import device_tensor, fake_like, run_op
+from .shapes import device_tensor, fake_like, run_op_in_replicas
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ class Program(Protocol):
 
 
 class EagerProgram:
-    """Runs the lowerings one after the other."""
+    """Runs the lowerings one after the other. Also runs replicas in lock-step, which collectives need."""
 
     def __init__(self, graph: Graph, loss: str | None = None):
         self.graph, self.loss = graph, loss
@@ -46,6 +46,20 @@ class EagerProgram:
 
     def step(self, weights, inputs, wanted, grads_of, seed):
         return step_function(self.graph, self.loss, wanted, grads_of)(weights, inputs, seed)
+
+    def forward_replicas(self, weights: list[Tensors], inputs: list[Tensors], wanted) -> list[Tensors]:
+        """`forward` of every replica, all of them op by op together."""
+        import torch
+
+        with torch.no_grad():
+            values = [{**w, **i} for w, i in zip(weights, inputs)]
+            return run_replicas(self.graph, values, wanted, self._plan(wanted))
+
+    def step_replicas(
+        self, weights: list[Tensors], inputs: list[Tensors], wanted, grads_of, seed
+    ) -> list[tuple[Tensors, Tensors]]:
+        """`step` of every replica together: what is differentiated is the sum of the replicas' losses."""
+        return differentiate(self.graph, self.loss, wanted, grads_of, weights, inputs, seed)
 
     def _plan(self, wanted):
         key = tuple(wanted)
@@ -62,23 +76,40 @@ def forward_function(graph: Graph, wanted: Sequence[str]) -> Callable:
 
 def step_function(graph: Graph, loss: str, wanted: Sequence[str], grads_of: Sequence[str]) -> Callable:
     """fn(weights, inputs, seed) -> (outputs, gradients): one micro-batch forward and backward, traceable by make_fx."""
-    import torch
-
-    asked = [*dict.fromkeys([*wanted, loss, *grads_of])]
-    steps = plan(graph, asked, free=False)
+    asked, steps = _training_plan(graph, loss, wanted, grads_of)
 
     def step(weights, inputs, seed):
-        with torch.enable_grad():
-            leaves = {name: _leaf(t, name in grads_of) for name, t in {**weights, **inputs}.items()}
-            values = run_ops(graph, leaves, asked, steps)
-            total = values[loss]
-            targets = [values[name] for name in grads_of]
-            if not targets:
-                return {name: values[name].detach() for name in wanted}, {}
-            grads = torch.autograd.grad(total, targets, seed.to(total.dtype).reshape(total.shape))
-        return {name: values[name].detach() for name in wanted}, dict(zip(grads_of, grads))
+        return differentiate(graph, loss, wanted, grads_of, [weights], [inputs], seed, asked, steps)[0]
 
     return step
+
+
+def _training_plan(graph: Graph, loss: str, wanted: Sequence[str], grads_of: Sequence[str]):
+    asked = [*dict.fromkeys([*wanted, loss, *grads_of])]
+    return asked, plan(graph, asked, free=False)
+
+
+def differentiate(graph, loss, wanted, grads_of, weights, inputs, seed, asked=None, steps=None):
+    """(wanted tensors, gradients) of each replica: one forward and backward pass over all of them.
+
+    weights, inputs: one dict a replica. seed: the gradient of every replica's loss.
+    """
+    import torch
+
+    if steps is None:
+        asked, steps = _training_plan(graph, loss, wanted, grads_of)
+    with torch.enable_grad():
+        leaves = [
+            {name: _leaf(t, name in grads_of) for name, t in {**w, **i}.items()} for w, i in zip(weights, inputs)
+        ]
+        replicas = run_replicas(graph, leaves, asked, steps)
+        gradients: list[Tensors] = [{} for _ in replicas]
+        if grads_of:
+            losses = [values[loss] for values in replicas]
+            seeds = [seed.to(total.dtype).reshape(total.shape) for total in losses]
+            found = iter(torch.autograd.grad(losses, [values[n] for values in replicas for n in grads_of], seeds))
+            gradients = [{name: next(found) for name in grads_of} for _ in replicas]
+    return [({n: values[n].detach() for n in wanted}, g) for values, g in zip(replicas, gradients)]
 
 
 def _leaf(tensor, wants_grad: bool):
@@ -103,22 +134,33 @@ def plan(graph: Graph, wanted: Iterable[str], free: bool = True) -> list[tuple[O
 
 def run_ops(graph: Graph, values: Tensors, wanted: Sequence[str], steps: list) -> Tensors:
     """Interprets `steps` (see plan), dropping each tensor after its last reader. values: weights and inputs."""
+    return run_replicas(graph, [values], wanted, steps)[0]
+
+
+def run_replicas(graph: Graph, replicas: list[Tensors], wanted: Sequence[str], steps: list) -> list[Tensors]:
+    """`run_ops` of every replica in lock-step."""
     import torch
 
-    values = dict(values)
-    device = next((t.device for t in values.values()), torch.device("cpu"))
+    replicas = [dict(values) for values in replicas]
+    device = next((t.device for t in replicas[0].values()), torch.device("cpu"))
+    constants: Tensors = {}
 
-    def value(name: str) -> Tensor:
+    def value(values: Tensors, name: str) -> Tensor:
         if name not in values and name in graph.constants:
-            values[name] = device_tensor(graph.constants[name], device)
+            if name not in constants:
+                constants[name] = device_tensor(graph.constants[name], device)
+            return constants[name]
         return values[name]
 
     for op, finished in steps:
-        results = run_op(op, [value(name) if name else None for name in op.inputs])
-        values.update({name: t for name, t in zip(op.outputs, results) if name})
+        inputs = [[value(values, name) if name else None for name in op.inputs] for values in replicas]
+        for values, results in zip(replicas, run_op_in_replicas(op, inputs)):
+            values.update({name: t for name, t in zip(op.outputs, results) if name})
+            for name in finished:
+                values.pop(name, None)
         for name in finished:
-            values.pop(name, None)
-    return {name: value(name) for name in wanted}
+            constants.pop(name, None)
+    return [{name: value(values, name) for name in wanted} for values in replicas]
 
 
 def gradient_path(graph: Graph, loss: str, candidates: Sequence[str]) -> list[str]:
@@ -136,7 +178,8 @@ def gradient_path(graph: Graph, loss: str, candidates: Sequence[str]) -> list[st
         for name in leaves:
             if leaves[name].dtype.is_floating_point and (name in graph.initializers or name in candidates):
                 leaves[name].requires_grad_(True)
-        values = run_ops(graph, leaves, [loss, *candidates], plan(graph, [loss, *candidates], free=False))
+        steps = plan(graph, [loss, *candidates], free=False)
+        values = run_replicas(graph, [leaves] * graph.replicas, [loss, *candidates], steps)[0]
         targets = [n for n in candidates if values[n].requires_grad]
         if not targets or not values[loss].requires_grad:
             return []

@@ -10,6 +10,7 @@ from ..errors import popart_exception
 
 ONNX_OPSETS = range(6, 12)  # PopART 3.4 takes ai.onnx 6..11
 _table: dict[tuple[str, str], dict[int, Callable]] = {}
+_across: dict[tuple[str, str], dict[int, Callable]] = {}
 _loaded = False
 
 
@@ -22,6 +23,26 @@ def lowers(domain: str, op_type: str, *versions: int) -> Callable[[Callable], Ca
         return fn
 
     return add
+
+
+def lowers_across_replicas(domain: str, op_type: str, *versions: int) -> Callable[[Callable], Callable]:
+    """Decorator for a collective: `fn(op, replicas) -> replicas`, one tuple of input tensors a replica in, one tuple of
+    output tensors a replica out. Such an op sees all replicas of a micro-batch at once.
+    """
+
+    def add(fn):
+        for version in versions or (1,):
+            _across.setdefault((domain or "ai.onnx", op_type), {})[version] = fn
+            _table.setdefault((domain or "ai.onnx", op_type), {})[version] = lambda op, *inputs: fn(op, [inputs])[0]
+        return fn
+
+    return add
+
+
+def lowering_across_replicas(domain: str, op_type: str, version: int) -> Callable | None:
+    """The function of a collective, None for every other op."""
+    _load()
+    return _across.get((domain or "ai.onnx", op_type), {}).get(version)
 
 
 def _load():

@@ -75,10 +75,9 @@ def _fold(op: Op, graph: Graph) -> dict[str, np.ndarray] | None:
 
 
 def _infer(op: Op, graph: Graph, mode) -> dict[str, TensorInfo]:
-
     with mode:
         fakes = [fake_like(graph.info[name]) if name else None for name in op.inputs]
-        results = run_op(op, fakes)
+        results = run_op_in_replicas(op, [fakes] * graph.replicas)[0]
     return {name: info_of(t) for name, t in zip(op.outputs, results) if name}
 
 
@@ -116,14 +115,30 @@ def info_of(tensor) -> TensorInfo:
 def run_op(op: Op, inputs: list) -> tuple:
     """One lowering on torch tensors. Its outputs as a tuple; a failure becomes a popart_exception naming the op."""
     fn = registry.lowering(op.domain, op.op_type, op.version)
+    return _outputs(op, inputs, _guarded(op, inputs, lambda: fn(op, *inputs)))
+
+
+def run_op_in_replicas(op: Op, replicas: list[list]) -> list[tuple]:
+    """`run_op` for every replica: one after the other, but for a collective, which sees the inputs of all at once."""
+    fn = registry.lowering_across_replicas(op.domain, op.op_type, op.version)
+    if fn is None:
+        return [run_op(op, inputs) for inputs in replicas]
+    results = _guarded(op, replicas[0], lambda: fn(op, replicas))
+    return [_outputs(op, inputs, outputs) for inputs, outputs in zip(replicas, results)]
+
+
+def _guarded(op: Op, inputs: list, call):
     try:
-        results = fn(op, *inputs)
+        return call()
     except popart_exception:
         raise
     except Exception as error:  # whatever torch says about shapes or dtypes belongs to this op
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         shapes = ", ".join("-" if t is None else f"{t.dtype}{list(t.shape)}" for t in inputs)
         raise popart_exception(f"{op.describe()}: {first_line} (inputs: {shapes})") from error
+
+
+def _outputs(op: Op, inputs: list, results) -> tuple:
     results = results if isinstance(results, (tuple, list)) else (results,)
     wanted = max((i + 1 for i, name in enumerate(op.outputs) if name), default=0)
     if len(results) < wanted:
