@@ -72,7 +72,7 @@ FIELDS = {
     "virtualGraphMode": Field(VirtualGraphMode.Off, USED),
     "virtualGraphSplitRatios": Field(list, USED),
     "enablePipelining": Field(False, USED),
-    "syntheticDataMode": Field(SyntheticDataMode.Off, "Feed the data through PyStepIO."),
+    "syntheticDataMode": Field(SyntheticDataMode.Off, USED),
     "instrumentWithHardwareCycleCounter": Field(False),
     "hardwareInstrumentations": Field(lambda: {Instrumentation.Outer}),
     "disableGradAccumulationTensorStreams": Field(False),
@@ -82,7 +82,7 @@ FIELDS = {
     "enableEngineCaching": Field(False),
     "enableVariablesCaching": Field(True),
     "cachePath": Field("session_cache"),
-    "enableFloatingPointChecks": Field(False, "Check the anchors for inf and NaN instead."),
+    "enableFloatingPointChecks": Field(False, USED),
     "enableStochasticRounding": Field(False, USED),
     "_enableRngStateManagement": Field(False),
     "executionPhaseSettings": Field(ExecutionPhaseSettings, USED),
@@ -122,7 +122,7 @@ FIELDS = {
     "opxModifyChecking": Field(False),
     "useHostCopyOps": Field(False, USED),
     "enableEfficientOverlapIOTopoCons": Field(False),
-    "enableLoadAndOffloadRNGState": Field(False),
+    "enableLoadAndOffloadRNGState": Field(False, USED),
     "activationTensorLocationSettings": Field(TensorLocationSettings),
     "weightTensorLocationSettings": Field(TensorLocationSettings),
     "optimizerStateTensorLocationSettings": Field(TensorLocationSettings),
@@ -179,6 +179,11 @@ class SessionOptions:
         return self.accumulationFactor
 
     @property
+    def replicas(self):
+        """How many copies of the graph run side by side."""
+        return self.replicatedGraphCount if self.enableReplicatedGraphs else 1
+
+    @property
     def executor(self):
         """`eager` or `aot`: engineOptions["popdet.executor"]."""
         return self.engineOptions.get("popdet.executor", "eager")
@@ -210,15 +215,7 @@ def refuse_unsupported(options):
     for name, field in FIELDS.items():
         if field.policy not in (NEUTRAL, USED) and getattr(options, name) != _default(name):
             raise unsupported(f"SessionOptions.{name} = {getattr(options, name)!r}", field.policy)
-    if options.replicatedGraphCount > 1:
-        raise unsupported(
-            f"SessionOptions.replicatedGraphCount = {options.replicatedGraphCount}", "Use accumulation."
-        )
     nested = (
-        ("automaticLossScalingSettings.enabled", options.automaticLossScalingSettings.enabled, "Set lossScaling."),
-        ("executionPhaseSettings.phases", options.executionPhaseSettings.phases > 1, ""),
-        ("batchSerializationSettings.factor", options.batchSerializationSettings.factor > 1, ""),
-        ("virtualGraphMode.ExecutionPhases", options.virtualGraphMode is VirtualGraphMode.ExecutionPhases, ""),
         (
             "experimentalSettings.customTransformApplierSettings",
             bool(options.experimentalSettings.customTransformApplierSettings),
@@ -233,11 +230,16 @@ def refuse_unsupported(options):
 
 
 def check_partials(value, where):
-    """Raises unless these partials are the float ones; `half` would change results."""
+    """Raises unless `value` names partials that PopLibs has; "" leaves the default, float."""
     if value not in ("", "float", "half"):
         raise popart_exception(f"Bad partialsType '{value}' ({where}); it is 'float' or 'half'")
-    if value == "half":
-        raise unsupported(f"half partials ({where})", "Set them to 'float'.")
+
+
+def partials_of(options, op_type):
+    """The partials that the session sets for a product without an annotation of its own."""
+    if op_type.startswith(("Conv", "MultiConv")):
+        return options.convolutionOptions.get("partialsType", "")
+    return options.partialsTypeMatMuls or options.matmulOptions.get("partialsType", "")
 
 
 def _check_partials(options):

@@ -13,19 +13,9 @@ from .stepio import PyWeightsIO
 
 # Methods that PopART has and this runtime refuses by name.
 _ABSENT = {
-    "getSummaryReport": "It describes a compiled Poplar graph.",
     "getReport": "It describes a compiled Poplar graph.",
     "getSerializedGraph": "It describes a compiled Poplar graph.",
-    "_serializeIr": "",
-    "getIr": "",
-    "getRNGState": "Use setRandomSeed.",
-    "setRNGState": "Use setRandomSeed.",
-    "getCycleCount": "There are no IPU cycles to count.",
-    "saveVariables": "Use modelToHost.",
-    "updateExternallySavedTensorLocations": "modelToHost writes all data into the one file.",
-    "checkInplacingAmbiguity": "",
-    "updateEngineCache": "",
-    "broadcastWeights": "There is one process.",
+    "updateEngineCache": "Programs are not cached by a session.",
     "connectStreamToCallback": "Use PyStepIOCallback.",
 }
 
@@ -41,7 +31,7 @@ class _Session:
                 raise TypeError(f"{type(self).__name__}: {label} is a {type(value).__name__}")
         from ._engine.session_core import SessionCore  # imports torch, so not before a session is built
 
-        self.name, self._patterns = name, patterns
+        self.name, self._patterns = name, Patterns() if patterns is None else patterns
         self._core = SessionCore(fnModel, dataFlow, deviceInfo, inputShapeInfo, userOptions, loss, optimizer)
 
     def __getattr__(self, name):
@@ -55,19 +45,17 @@ class _Session:
 
     @property
     def replicationFactor(self):
-        return self._core.options.replicatedGraphCount
+        return self._core.replicas
 
     @property
     def accumulationFactor(self):
         return self._core.accumulation
 
     def initAnchorArrays(self):
-        """{anchor: ndarray}: [batchesPerStep, accumulationFactor, *shape] for All, dimensions of 1 dropped."""
+        """{anchor: ndarray}: [batchesPerStep, accumulationFactor, replicas, *shape] for All, sizes of 1 dropped."""
         core, flow = self._core, self._core.data_flow
-        return {
-            name: anchors.empty_array(flow.art(name), flow.batchesPerStep(), core.accumulation, core.info(name))
-            for name in flow.anchors()
-        }
+        sizes = flow.batchesPerStep(), core.accumulation, core.replicas
+        return {name: anchors.empty_array(flow.art(name), *sizes, core.info(name)) for name in flow.anchors()}
 
     def prepareDevice(self, loadEngine=True):
         """Builds (or compiles) the program."""
@@ -132,6 +120,42 @@ class _Session:
 
     def getRandomSeed(self):
         return self._core.seed
+
+    def getRNGState(self):
+        """The random generator's state as a list of 32-bit words; needs enableLoadAndOffloadRNGState."""
+        return self._core.rng_state()
+
+    def setRNGState(self, rngValue):
+        self._core.set_rng_state(rngValue)
+
+    def getCycleCount(self, id=""):
+        if not self._core.steps.has_run:
+            raise popart_runtime_error("Must call run before getCycleCount.")
+        raise unsupported("getCycleCount", "There are no IPU cycles to count.")
+
+    def getSummaryReport(self, resetProfile=True):
+        """The memory account: bytes of weights, state, accumulators and stashed activations per virtual graph."""
+        from ._engine import memory
+
+        return memory.summary(self._core)
+
+    def _serializeIr(self, format):
+        """The graph as JSON text: ops, types, placement."""
+        from ._engine import ir_json
+
+        return ir_json.serialise(self._core.graph)
+
+    def getIr(self):
+        raise unsupported("getIr (popxl)", "Use _serializeIr.")
+
+    def checkInplacingAmbiguity(self):
+        """No op here works in place on a tensor that another one reads."""
+
+    def broadcastWeights(self, rootRank=0):
+        raise popart_runtime_error(
+            "Attempting to broadcast weights between hosts, but enableDistributedReplicatedGraphs is not set: there is "
+            "one process"
+        )
 
     def saveExecutable(self, path, savePopartMetadata=True, saveVariables=True):
         """Stores the compiled program; a file, or a directory that gets `executable.pt2`. Weights stay in the model."""

@@ -137,12 +137,11 @@ def test_inference_depth_is_batches_per_step():
         inference(proto(), ["z"], opts, steps=1, ipus=2)
 
 
-def test_pipelined_training_without_accumulation_is_checked_then_refused_by_name():
+def test_pipelined_training_without_accumulation_needs_batches_to_fill_the_pipeline():
     opts = options(virtualGraphMode=Manual, enablePipelining=True)
     with refused("depth (batchesPerStep) must equal at least the number of pipeline stages (3)"):
         training(proto(), opts=opts, steps=2, ipus=2)
-    with refused("pipelined training without gradient accumulation"):
-        training(proto(), opts=opts, steps=3, ipus=2)
+    assert training(proto(), opts=opts, steps=3, ipus=2)._core.placement.lag == {0: 2, 1: 0}
 
 
 def test_a_weight_on_two_virtual_graphs_is_refused_when_pipelining():
@@ -208,15 +207,29 @@ def test_gradient_clipping_in_a_pipeline_needs_another_schedule():
     training(proto(), optimizer=clipped, opts=opts, ipus=2)
 
 
-def test_auto_virtual_graphs_take_an_unannotated_graph_only():
+def test_auto_virtual_graphs_split_an_unannotated_graph_in_order():
     session = training(proto(without("__ipu_number")), opts=options(virtualGraphMode=Mode.Auto), ipus=2)
-    assert {op.ipu for op in session._core.graph.ops} == {0}
+    ipus = [op.ipu for op in session._core.graph.ops]
+    assert ipus == sorted(ipus) and set(ipus) == {0, 1}
     with refused("does not support VirtualGraphMode.Auto with annotations"):
         training(proto(), opts=options(virtualGraphMode=Mode.Auto), ipus=2)
-    with refused("virtualGraphSplitRatios [0.5, 0.6]"):
-        wrong = options(virtualGraphMode=Mode.Auto, virtualGraphSplitRatios=[0.5, 0.6])
-        training(proto(without("__ipu_number")), opts=wrong, ipus=2)
 
+
+def test_split_ratios_are_one_share_for_each_ipu():
+    text = without("__ipu_number")
+    mostly_first = options(virtualGraphMode=Mode.Auto, virtualGraphSplitRatios=[0.9, 0.1])
+    ipus = [op.ipu for op in training(proto(text), opts=mostly_first, ipus=2)._core.graph.ops]
+    assert ipus.count(0) > ipus.count(1) > 0
+    for ratios in ([0.5], [0.5, 0.6], [1.0, 0.0]):
+        with refused("must be one number in (0, 1) for each of the 2 IPUs, sum 1"):
+            opts = options(virtualGraphMode=Mode.Auto, virtualGraphSplitRatios=ratios)
+            training(proto(text), opts=opts, ipus=2)
+
+
+def test_auto_virtual_graphs_can_be_pipelined():
+    opts = accumulating(8, virtualGraphMode=Mode.Auto, enablePipelining=True)
+    text = without("__pipeline_stage", without("__ipu_number"))
+    assert training(proto(text), opts=opts, ipus=2)._core.placement.total_stages == 3
 
 @pytest.mark.parametrize("stages", [1, 2, 4])
 def test_the_number_of_stages_changes_no_result(stages):

@@ -83,9 +83,20 @@ class Graph:
     input_dims: dict[str, tuple] = dataclasses.field(default_factory=dict)  # (dtype, (int | str, ...)) as declared
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     replicas: int = 1  # how many copies of the graph run side by side; collectives see all of them
+    check_floats: bool = False  # whether running it raises at an inf or a NaN
 
     def producer(self, tensor: str) -> Op | None:
         return next((op for op in self.ops if tensor in op.outputs), None)
+
+    def variable_updates(self) -> list[tuple[str, str]]:
+        """(initializer, tensor that holds its new value) of the ops that write a variable."""
+        found = []
+        for op in self.ops:
+            if op.op_type == "BatchNormalization" and len(op.outputs) == 5:
+                found += [(op.inputs[3], op.outputs[1]), (op.inputs[4], op.outputs[2])]
+            elif op.domain == "ai.graphcore" and op.op_type in ("CopyVarUpdate", "AddLhsInplace"):
+                found.append((op.inputs[0], op.outputs[0]))
+        return [(name, value) for name, value in found if name in self.initializers and value]
 
     def consumers(self) -> dict[str, list[Op]]:
         """tensor id -> the ops that read it, in order."""

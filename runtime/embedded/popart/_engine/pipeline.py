@@ -25,10 +25,12 @@ class Placement:
     """Where ops run. ipus: virtual graph of each forward stage (one entry without pipelining has no meaning: empty).
 
     total_stages: forward and backward, after consecutive stages on one virtual graph are merged; 0 without pipelining.
+    lag: forward stage -> cycles until its own backward stage runs, which is when its weights are updated.
     """
 
     ipus: tuple[int, ...] = ()
     total_stages: int = 0
+    lag: dict[int, int] = dataclasses.field(default_factory=dict)
 
 
 def place(graph: Graph, options, data_flow, num_ipus: int, loss: str | None, with_gradient: set[str]) -> Placement:
@@ -57,9 +59,10 @@ def place(graph: Graph, options, data_flow, num_ipus: int, loss: str | None, wit
     if loss is not None or not options.constantWeights:
         _check_weights(graph)
     chain = _stage_chain(graph, ipus, loss, with_gradient)
-    total = _merged_length(chain)
+    cycles = _merged(chain)
+    total = max(cycles.values()) + 1
     _check_depth(total, options, data_flow, training=loss is not None)
-    return Placement(tuple(ipus[stage] for stage in sorted(ipus)), total)
+    return Placement(tuple(ipus[stage] for stage in sorted(ipus)), total, _lags(graph, ipus, cycles, loss))
 
 
 def check_clipping(optimizer, options) -> None:
@@ -110,8 +113,8 @@ def _check_recomputation(graph: Graph, options) -> None:
 
 def _place_virtual_graphs(graph: Graph, options, num_ipus: int) -> None:
     placed = [op for op in graph.ops if op.ipu is not None]
-    if options.virtualGraphMode is VirtualGraphMode.Off:
-        for op in placed:
+    if options.virtualGraphMode in (VirtualGraphMode.Off, VirtualGraphMode.ExecutionPhases):
+        for op in placed:  # execution phases move data between IPU and host memory, never numbers
             op.ipu = None
         return
     if options.virtualGraphMode is VirtualGraphMode.Auto:
@@ -139,20 +142,38 @@ def _place_virtual_graphs(graph: Graph, options, num_ipus: int) -> None:
 
 
 def _place_automatically(graph: Graph, options, num_ipus: int, placed: list[Op]) -> None:
-    """Without pipelining the split changes no result, so everything goes to IPU 0."""
+    """Splits the ops, in order, so that each IPU has its share of the bytes of weights and activations."""
     if placed:
         raise unsupported(
             f"VirtualGraphMode.Auto with annotations ({placed[0].describe()})", "Use VirtualGraphMode.Manual."
         )
-    if options.enablePipelining:
-        raise unsupported("pipelining with VirtualGraphMode.Auto", "Annotate the ops and use VirtualGraphMode.Manual.")
-    ratios = options.virtualGraphSplitRatios
-    if ratios and (len(ratios) != num_ipus or not all(0 < r < 1 for r in ratios) or abs(sum(ratios) - 1) > 1e-6):
+    ratios = list(options.virtualGraphSplitRatios) or [1 / num_ipus] * num_ipus
+    good = len(ratios) == num_ipus and (num_ipus == 1 or all(0 < r < 1 for r in ratios))
+    if not good or abs(sum(ratios) - 1) > 1e-6:
         raise popart_exception(
             f"virtualGraphSplitRatios {ratios} must be one number in (0, 1) for each of the {num_ipus} IPUs, sum 1"
         )
+    counted: set[str] = set()
+    costs = []
     for op in graph.ops:
-        op.ipu = 0
+        new = [n for n in (*op.inputs, *op.outputs) if n in graph.info and n not in counted]
+        counted.update(new)
+        costs.append(sum(graph.info[name].nbytes() for name in new))
+    total, done, ipu = sum(costs) or 1, 0, 0
+    limits = [sum(ratios[: i + 1]) * total for i in range(num_ipus)]
+    home: dict[str, int] = {}
+    for op, cost in zip(graph.ops, costs):
+        while ipu < num_ipus - 1 and done + cost / 2 > limits[ipu]:
+            ipu += 1
+        done += cost
+        homes = [home[name] for name in op.inputs if name in home]
+        if options.enablePipelining and any(place != ipu for place in homes):
+            raise popart_exception(
+                f"VirtualGraphMode::Auto cannot split this graph over {num_ipus} IPUs: {op.describe()} reads a weight of "
+                f"IPU {homes[0]}, but falls on IPU {ipu}. Use VirtualGraphMode::Manual."
+            )
+        op.ipu = ipu
+        home.update({name: ipu for name in op.inputs if name in graph.initializers})
 
 
 def _check_explicit_pipelining(options, data_flow) -> None:
@@ -249,9 +270,21 @@ def _stage_chain(graph: Graph, ipus: dict[int, int], loss: str | None, with_grad
     return chain
 
 
-def _merged_length(chain: dict[int, int]) -> int:
-    ipus = [chain[stage] for stage in sorted(chain)]
-    return 1 + sum(a != b for a, b in zip(ipus, ipus[1:]))
+def _merged(chain: dict[int, int]) -> dict[int, int]:
+    """stage -> position in the chain once consecutive stages on one virtual graph are merged."""
+    found, position, stages = {}, 0, sorted(chain)
+    for before, stage in zip([stages[0], *stages], stages):
+        position += chain[before] != chain[stage]
+        found[stage] = position
+    return found
+
+
+def _lags(graph: Graph, ipus: dict[int, int], cycles: dict[int, int], loss: str | None) -> dict[int, int]:
+    producer = graph.producer(loss) if loss is not None else None
+    if producer is None:
+        return {}
+    twice = 2 * _stage(producer)  # a stage and its backward stage add up to it
+    return {stage: cycles[twice - stage] - cycles[stage] for stage in ipus if twice - stage in cycles}
 
 
 def _check_depth(total: int, options, data_flow, training: bool) -> None:
@@ -265,9 +298,4 @@ def _check_depth(total: int, options, data_flow, training: bool) -> None:
     if data_flow.batchesPerStep() < total:
         raise popart_exception(
             f"For pipelining, depth (batchesPerStep) must equal at least the number of pipeline stages ({total})"
-        )
-    if training:
-        raise unsupported(
-            "pipelined training without gradient accumulation (its weights are stale)",
-            "Set enableGradientAccumulation and accumulationFactor.",
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from ..errors import poplar_application_runtime_error
 from .ir import Graph, Op
 from .shapes import device_tensor, fake_like, run_op_in_replicas
 
@@ -109,6 +110,10 @@ def differentiate(graph, loss, wanted, grads_of, weights, inputs, seed, asked=No
             seeds = [seed.to(total.dtype).reshape(total.shape) for total in losses]
             found = iter(torch.autograd.grad(losses, [values[n] for values in replicas for n in grads_of], seeds))
             gradients = [{name: next(found) for name in grads_of} for _ in replicas]
+            if graph.check_floats:
+                for values in gradients:
+                    for name, gradient in values.items():
+                        _check_finite(f"The gradient of tensor '{name}'", [gradient])
     return [({n: values[n].detach() for n in wanted}, g) for values, g in zip(replicas, gradients)]
 
 
@@ -156,11 +161,20 @@ def run_replicas(graph: Graph, replicas: list[Tensors], wanted: Sequence[str], s
         inputs = [[value(values, name) if name else None for name in op.inputs] for values in replicas]
         for values, results in zip(replicas, run_op_in_replicas(op, inputs)):
             values.update({name: t for name, t in zip(op.outputs, results) if name})
+            if graph.check_floats:
+                _check_finite(op.describe(), results)
             for name in finished:
                 values.pop(name, None)
         for name in finished:
             constants.pop(name, None)
     return [{name: value(values, name) for name in wanted} for values in replicas]
+
+
+def _check_finite(what: str, tensors) -> None:
+    """SessionOptions.enableFloatingPointChecks: what an IPU raises on overflow, invalid and division by zero."""
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype.is_floating_point and not bool(tensor.isfinite().all()):
+            raise poplar_application_runtime_error(f"Floating point exception: {what} has an inf or a NaN")
 
 
 def gradient_path(graph: Graph, loss: str, candidates: Sequence[str]) -> list[str]:

@@ -15,8 +15,10 @@ import torch
 from ..enums import DataType, SGDAccumulatorAndMomentum
 from ..errors import popart_exception
 from ..optimizer import SGD
+from ..tensorinfo import TensorInfo
 
 _TORCH = {DataType.FLOAT: torch.float32, DataType.FLOAT16: torch.float16}
+ACCUMULATOR = "Accum___"
 COMBINED, SEPARATE = "Accl___", "Accl1___"
 
 
@@ -36,6 +38,24 @@ class WeightUpdater:
         self.forms = {name: _form(optimizer, name) for name in weights}
         self.state = self._initial_state(weights, saved)
         self._sums: dict[str, torch.Tensor] = {}
+        self._weight_info = {name: TensorInfo(str(w.dtype).split(".")[1], tuple(w.shape)) for name, w in weights.items()}
+        self.loss_scale: float = optimizer.loss_scaling.val
+
+    @property
+    def accumulators(self) -> dict[str, torch.Tensor]:
+        """Accum___w: the sum of the gradients so far, between accumulate and apply."""
+        return {ACCUMULATOR + name: tensor for name, tensor in self._sums.items()}
+
+    def accumulator_info(self, tensor: str) -> TensorInfo | None:
+        """Type of Accum___w or Accl___w; None where this optimizer does not keep it."""
+        if tensor in self.state:
+            return TensorInfo(self.state[tensor].numpy())
+        name = tensor[len(ACCUMULATOR) :]
+        if not tensor.startswith(ACCUMULATOR) or self.forms.get(name, COMBINED) == COMBINED:
+            return None
+        info = self._weight_info[name]
+        dtype = self.optimizer.accumType
+        return info if dtype is DataType.UNDEFINED else TensorInfo(dtype.name, info.dims)
 
     def state_ids(self) -> tuple[str, ...]:
         """Accl___w or Accl1___w of every weight with momentum, in the order of the weights."""
@@ -44,7 +64,7 @@ class WeightUpdater:
     def replace(self, optimizer: SGD) -> None:
         """New values for the variable hyper-parameters; raises when a constant one differs."""
         self.optimizer.check_replacement(optimizer, self.forms)
-        self.optimizer = optimizer
+        self.optimizer, self.loss_scale = optimizer, optimizer.loss_scaling.val
 
     def _initial_state(self, weights, saved):
         state = {}
@@ -66,7 +86,7 @@ class WeightUpdater:
         return {key: value.val for key, value in self.optimizer.of(name).items()}
 
     def _unscale(self) -> float:
-        return 1.0 / (self.optimizer.loss_scaling.val * self.mean_factor)
+        return 1.0 / (self.loss_scale * self.mean_factor)
 
     def accumulate(self, gradients: dict[str, torch.Tensor]) -> None:
         """Takes the gradients of one micro-batch."""

@@ -1,0 +1,75 @@
+"""The variables of a session: weights and optimizer state on the host, and on the device once for every replica.
+
+Replicas share a tensor as long as they agree on it. A variable that the graph itself writes (running statistics of a
+normalisation, CopyVarUpdate) becomes each replica's own; the host gets replica 0's.
+"""
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..errors import popart_runtime_error
+from ..tensorinfo import TensorInfo
+from . import model_io
+
+
+class Variables:
+    """host: {id: ndarray}, weights, state and integer initializers. device: one {id: Tensor} a replica."""
+
+    def __init__(self, weights: dict[str, np.ndarray], replicas: int):
+        self.host = {name: np.array(array) for name, array in weights.items()}
+        self.names = tuple(weights)
+        self.replicas = replicas
+        self.device: list[dict[str, torch.Tensor]] = [{} for _ in range(replicas)]
+        self.sent = False
+
+    def add_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Makes optimizer state part of what the host holds."""
+        self.host.update({name: tensor.numpy().copy() for name, tensor in state.items()})
+
+    def add_host_only(self, constants: dict[str, np.ndarray]) -> None:
+        """Integer initializers: the build reads them once, the host may read them at any time."""
+        self.host.update({name: np.array(array) for name, array in constants.items()})
+
+    def send(self, state: dict[str, torch.Tensor]) -> None:
+        """Host to device; `state` is the updater's and changes in place."""
+        shared = {name: torch.from_numpy(self.host[name].copy()) for name in self.names}
+        self.device = [dict(shared) for _ in range(self.replicas)]
+        for name in state:
+            state[name] = torch.from_numpy(self.host[name].copy())
+        self.sent = True
+
+    def fetch(self, state: dict[str, torch.Tensor]) -> None:
+        """Device to host."""
+        if not self.sent:
+            return
+        for name, tensor in {**self.device[0], **state}.items():
+            np.copyto(self.host[name], tensor.cpu().numpy())
+
+    def write(self, replica: int, name: str, value: torch.Tensor) -> None:
+        """The graph's own update of a variable in one replica."""
+        self.device[replica][name] = value.detach().clone()
+
+    def reset(self, model: str | bytes, known: set[str], ignore_extra: bool) -> None:
+        """New host values from a model; all of them or, when one does not fit, none."""
+        new = {t.name: t for t in model_io.load_model(model).graph.initializer}
+        for name in self.names:
+            if name not in new:
+                raise popart_runtime_error(f"resetHostWeights, no tensor '{name}' in the new model")
+        extra = [name for name in new if name not in known and name not in self.host]
+        if extra and not ignore_extra:
+            raise popart_runtime_error(f"resetHostWeights, no tensor '{extra[0]}' in tensors")
+        arrays = {name: _array(new[name]) for name in self.host if name in new}
+        for name, array in arrays.items():
+            if TensorInfo(array) != TensorInfo(self.host[name]):
+                raise popart_runtime_error(
+                    f"resetHostWeights, tensor '{name}' is {TensorInfo(array)!r} in the new model, "
+                    f"{TensorInfo(self.host[name])!r} in the session"
+                )
+        self.host.update({name: np.array(array) for name, array in arrays.items()})
+
+
+def _array(tensor) -> np.ndarray:
+    from onnx import numpy_helper
+
+    return numpy_helper.to_array(tensor)
