@@ -1,5 +1,6 @@
 """InferenceSession and TrainingSession, with PopART 3.4's names, order of arguments, defaults and errors."""
 import os
+from pathlib import Path
 
 from ._engine import anchors, model_io
 from .dataflow import DataFlow
@@ -101,11 +102,21 @@ class _Session:
         self._core.run(stepio)
 
     def modelToHost(self, fn):
-        """Writes the ONNX model with the device's weights and the optimizer state, all data inside, to `fn`."""
+        """Writes the ONNX model with the device's weights and the optimizer state to `fn`.
+
+        Weights that the model kept in other files of that folder stay there: those files are updated, as PopART does.
+        """
         core = self._core
         if core.weights_sent:
             core.fetch_weights()
-        model_io.write_model(core.model, core.host, fn)
+        model_io.write_model(core.model, core.host, fn, core.external)
+
+    def updateExternallySavedTensorLocations(self, fromLocation, toLocation):
+        """The weights that live in the file `fromLocation` are written to `toLocation` by modelToHost."""
+        moved = {n: w for n, w in self._core.external.items() if w[0] == Path(fromLocation).resolve()}
+        if not moved:
+            raise popart_exception(f"No initializer of this model is saved externally in '{fromLocation}'")
+        self._core.external.update({n: (Path(toLocation).resolve(), offset) for n, (_, offset) in moved.items()})
 
     def resetHostWeights(self, modelProtoOrFilename, ignoreWeightsInModelWithoutCorrespondingHostWeight=False):
         """New host weights from a model; call weightsFromHost afterwards."""

@@ -5,10 +5,18 @@ from .errors import popart_exception
 from .tensorinfo import TensorInfo
 
 
-class PyStepIO:
+class IStepIO:
+    """What `Session.run` takes: PyStepIO or PyStepIOCallback."""
+
+
+class IWeightsIO:
+    """What readWeights and writeWeights take: PyWeightsIO."""
+
+
+class PyStepIO(IStepIO):
     """inputs / outputs: {tensor id: C-contiguous ndarray}; each array is one step's data as a flat sequence.
 
-    The order of samples is [batchesPerStep, accumulationFactor, ...tensor shape], as anchors have it.
+    The order of samples is [batchesPerStep, accumulationFactor, replicas, ...tensor shape], as anchors have it.
     """
 
     def __init__(self, inputs, outputs):
@@ -64,7 +72,7 @@ class PyStepIO:
         flat[start : start + array.size] = array.reshape(-1)
 
 
-class PyStepIOCallback:
+class PyStepIOCallback(IStepIO):
     """The same data through four callables: input(id, prefetch) and output(id) give an ndarray for one sample."""
 
     def __init__(self, input_callback, input_complete_callback, output_callback, output_complete_callback):
@@ -97,7 +105,7 @@ def _assert_count(kind, name, expected, received):
         )
 
 
-class PyWeightsIO:
+class PyWeightsIO(IWeightsIO):
     """{tensor id: C-contiguous ndarray}: read into by readWeights, read from by writeWeights."""
 
     def __init__(self, weights):

@@ -46,6 +46,21 @@ def load_model(model_or_filename):
     return model
 
 
+def external_locations(model_or_filename) -> dict[str, tuple[Path, int]]:
+    """{initializer: (file, offset)} of the tensors that a model file keeps outside itself."""
+    import onnx
+
+    if isinstance(model_or_filename, (bytes, bytearray)):
+        return {}
+    path = Path(model_or_filename)
+    model, found = onnx.load(path, load_external_data=False), {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            facts = {entry.key: entry.value for entry in tensor.external_data}
+            found[tensor.name] = path.resolve().parent / facts["location"], int(facts.get("offset", 0))
+    return found
+
+
 def _tensors(model):
     yield from model.graph.initializer
     for node in model.graph.node:
@@ -108,8 +123,13 @@ def check_names(model) -> None:
             raise popart_exception(f"Provided tensor {name} has an invalid name: clash with reserved prefix {prefix}")
 
 
-def write_model(model, arrays: dict[str, np.ndarray], path) -> None:
-    """The model with these initializers replaced or added, all data inside the one file, written atomically."""
+def write_model(model, arrays: dict[str, np.ndarray], path, external: dict[str, tuple[Path, int]]) -> None:
+    """The model with these initializers replaced or added, written atomically.
+
+    external: initializers that a file holds, and at which offset. Those whose file is in the model's new folder stay
+    there: their bytes are replaced (each file is written aside and renamed) and the model points at them. The others
+    go into the model, and their file stays as it was.
+    """
     import onnx
     from onnx import numpy_helper
 
@@ -119,12 +139,49 @@ def write_model(model, arrays: dict[str, np.ndarray], path) -> None:
     for name, array in arrays.items():
         proto = numpy_helper.from_array(np.ascontiguousarray(array), name)
         (stored[name] if name in stored else copy.graph.initializer.add()).CopyFrom(proto)
-    temporary = Path(f"{os.fspath(path)}.part")
+    folder = Path(path).resolve().parent
+    external = {name: where for name, where in external.items() if folder in where[0].parents}
     try:
-        temporary.write_bytes(copy.SerializeToString())
-        temporary.replace(path)
+        _write_external({n: (where, stored[n].raw_data) for n, where in external.items()})
+        for name, (file, offset) in external.items():
+            _point_at(stored[name], os.path.relpath(file, folder), offset)
+        _replace(Path(path), copy.SerializeToString())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise popart_exception(f"Cannot write the model to '{path}': {error.strerror or error}") from None
     except ValueError as error:
         raise popart_exception(f"Cannot write the model to '{path}': {error}") from None
+
+
+def _write_external(pieces: dict[str, tuple[tuple[Path, int], bytes]]) -> None:
+    contents: dict[Path, bytearray] = {}
+    for (file, offset), data in pieces.values():
+        if file not in contents:
+            contents[file] = bytearray(file.read_bytes() if file.exists() else b"")
+        content = contents[file]
+        content.extend(bytes(max(offset + len(data) - len(content), 0)))
+        content[offset : offset + len(data)] = data
+    for file, content in contents.items():
+        _replace(file, bytes(content))
+
+
+def _point_at(tensor, location: str, offset: int) -> None:
+    import onnx
+
+    length = len(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        entry = tensor.external_data.add()
+        entry.key, entry.value = key, str(value)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = Path(f"{os.fspath(path)}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -34,6 +34,7 @@ class SessionCore:
         self._check_arguments()
         self.model = model_io.load_model(model)
         model_io.check_names(self.model)
+        self.external = model_io.external_locations(model)
         self.graph = import_model(self.model, options.strictOpVersions)
         self.graph.replicas = options.replicas
         self.saved_state = self._take_saved_state()
