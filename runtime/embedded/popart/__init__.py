@@ -3,6 +3,7 @@
 Put the folder that holds this package on PYTHONPATH and run a program written for PopART. What is missing raises
 popart_exception by name when it is called.
 """
+from .builder import Builder
 from .dataflow import AnchorReturnType, DataFlow
 from .devices import DeviceInfo, DeviceManager
 from .enums import *  # noqa: F403
@@ -38,7 +39,7 @@ from .settings import (
     TensorLocation,
     TensorLocationSettings,
 )
-from .stepio import PyStepIO, PyStepIOCallback, PyWeightsIO
+from .stepio import IStepIO, IWeightsIO, PyStepIO, PyStepIOCallback, PyWeightsIO
 from .tensorinfo import TensorInfo
 
 __version__ = "3.4.0+embedded"
@@ -55,6 +56,7 @@ __all__ = [  # noqa: PLE0604
     "AnchorReturnType",
     "AutomaticLossScalingSettings",
     "BatchSerializationSettings",
+    "Builder",
     "ClipNormSettings",
     "ConstSGD",
     "DataFlow",
@@ -62,6 +64,8 @@ __all__ = [  # noqa: PLE0604
     "DeviceManager",
     "ExecutionPhaseSettings",
     "ExperimentalSettings",
+    "IStepIO",
+    "IWeightsIO",
     "InferenceSession",
     "InputShapeInfo",
     "NumIOTiles",
@@ -96,7 +100,7 @@ __all__ = [  # noqa: PLE0604
     "popart_runtime_error",
     "versionString",
 ]
-_ABSENT = frozenset("Builder GraphTransformer VariableSettings InputSettings NumericsReport getLogger".split())
+_ABSENT = frozenset("GraphTransformer VariableSettings InputSettings NumericsReport getLogger".split())
 
 
 def versionString():

@@ -36,15 +36,15 @@ def l1(op, x):
 def nll(op, probabilities, labels):
     """probabilities [..., C] (or their logarithms), labels int [...] -> -log p of the label, reduced.
 
-    A label equal to ignore_index costs nothing and is not counted by Mean, which divides by at least 1.
+    A label equal to ignoreIndex costs nothing and is not counted by Mean, which divides by at least 1.
     """
     rows = probabilities.reshape(-1, probabilities.shape[-1])
     flat = labels.reshape(-1).long()
-    ignore = op.attr("ignore_index", None)
+    ignore = op.attr("ignoreIndex", op.attr("ignore_index", None))
     kept = None if ignore is None else flat != ignore
     index = flat if kept is None else torch.where(kept, flat, torch.zeros_like(flat))
     picked = torch.gather(rows, 1, index.unsqueeze(1)).squeeze(1)
-    if not op.attr("input_is_log_probability", 0):
+    if not op.attr("inputIsLogProbability", op.attr("input_is_log_probability", 0)):
         picked = _log(picked)
     cost = -picked
     if kept is None:
