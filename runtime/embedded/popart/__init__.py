@@ -3,6 +3,8 @@
 Put the folder that holds this package on PYTHONPATH and run a program written for PopART. What is missing raises
 popart_exception by name when it is called.
 """
+from .adam import Adam
+from .adaptive import Adaptive
 from .builder import Builder
 from .dataflow import AnchorReturnType, DataFlow
 from .devices import DeviceInfo, DeviceManager
@@ -25,7 +27,7 @@ from .errors import (
 )
 from .errors import absent as _absent
 from .inputs import InputShapeInfo, Patterns
-from .optimizer import SGD, Adam, Adaptive, ClipNormSettings, ConstSGD, Optimizer, OptimizerValue, OptimizerValueMap
+from .optimizer import ClipNormSettings, Optimizer, OptimizerValue, OptimizerValueMap
 from .options import SessionOptions
 from .session import InferenceSession, TrainingSession
 from .settings import (
@@ -39,6 +41,7 @@ from .settings import (
     TensorLocation,
     TensorLocationSettings,
 )
+from .sgd import SGD, ConstSGD
 from .stepio import IStepIO, IWeightsIO, PyStepIO, PyStepIOCallback, PyWeightsIO
 from .tensorinfo import TensorInfo
 

@@ -1,27 +1,42 @@
-"""SGD, ConstSGD and ClipNormSettings: hyper-parameters only; `_engine/updates.py` has the arithmetic.
+"""What every optimizer has: hyper-parameters `(float, isConst)`, clip norm settings, the rules of replacement.
 
-Every value is `(float, isConst)`. A constant one is baked into the program and cannot be replaced later.
+The optimizers themselves are in sgd.py, adam.py and adaptive.py; `_engine/updates/` has their arithmetic.
 """
-from typing import NamedTuple
-
-from .enums import DataType, SGDAccumulatorAndMomentum
-from .errors import popart_exception, unsupported
+from .enums import DataType
+from .errors import popart_exception
 
 
-class OptimizerValue(NamedTuple):
-    """One hyper-parameter."""
+class OptimizerValue:
+    """One hyper-parameter; a constant one is baked into the program and cannot be replaced later."""
 
-    val: float
-    isConst: bool
+    __slots__ = ("_const", "_value")
+
+    def __init__(self, val, isConst=True):
+        self._value, self._const = float(val), bool(isConst)
+
+    def val(self):
+        return self._value
+
+    def isConst(self):
+        return self._const
+
+    def __eq__(self, other):
+        return isinstance(other, OptimizerValue) and (self._value, self._const) == (other._value, other._const)
+
+    def __hash__(self):
+        return hash((self._value, self._const))
+
+    def __repr__(self):
+        return f"OptimizerValue({self._value}, {self._const})"
 
     def check_replacement(self, new, what):
         """Raises unless `new` may take this value's place in a built session."""
-        if self.isConst and not new.isConst:
+        if self._const and not new._const:
             raise popart_exception(f"Can not replace a constant value with a non constant value. ({what})")
-        if not self.isConst and new.isConst:
+        if not self._const and new._const:
             raise popart_exception(f"Can not replace a non constant value with a constant value. ({what})")
-        if self.isConst and self.val != new.val:
-            raise popart_exception(f"Values are constant but do not match. ({what}: {self.val} and {new.val})")
+        if self._const and self._value != new._value:
+            raise popart_exception(f"Values are constant but do not match. ({what}: {self._value} and {new._value})")
 
 
 class OptimizerValueMap:
@@ -65,66 +80,38 @@ class ClipNormSettings:
     __hash__ = None  # type: ignore[assignment]  # it can change, as in PopART
 
 
-_DEFAULTS = {
-    "defaultLearningRate": 0.1,
-    "defaultWeightDecay": 0.0,
-    "defaultMomentum": 0.0,
-    "defaultDampening": 0.0,
-    "defaultVelocityScaling": 1.0,
-    "lossScaling": 1.0,
-    "nesterov": 0.0,
-}
-# key in the dict of defaults -> key in insertSpecific
-_SPECIFIC = {
-    "defaultLearningRate": "learningRate",
-    "defaultWeightDecay": "weightDecay",
-    "defaultMomentum": "momentum",
-    "defaultDampening": "dampening",
-    "defaultVelocityScaling": "velocityScaling",
-    "nesterov": "nesterov",
-}
-NAMES = tuple(_SPECIFIC.values())
-
-
 class Optimizer:
-    """Base of the optimizers."""
+    """Base of the optimizers. A subclass has NAME, DEFAULTS, SPECIFIC and checks the values of one weight.
 
-    def getLossScalingVal(self):
-        return self.loss_scaling.val
+    DEFAULTS: key of the constructor's dict -> value when left out. SPECIFIC: that key -> the key of insertSpecific.
+    """
 
+    NAME = ""
+    DEFAULTS = {}
+    SPECIFIC = {}
+    ALIASES = {}  # a deprecated key -> its present name
 
-class SGD(Optimizer):
-    """v <- mm v + (1 - dm)(g + wd w);  w <- w - lr v.  See facts of the three forms in `_engine/updates.py`."""
-
-    def __init__(
-        self,
-        pyd,
-        clip_norm_settings=(),
-        accumulatorAndMomentum=SGDAccumulatorAndMomentum.Combined,
-        accumType=DataType.UNDEFINED,
-        accl1Type=DataType.UNDEFINED,
-        debugContext="sgd",
-    ):
-        given = _tuples(pyd, _DEFAULTS)
-        values = {key: given.get(key, OptimizerValue(number, True)) for key, number in _DEFAULTS.items()}
-        self.loss_scaling = values.pop("lossScaling")
-        if self.loss_scaling.val == 0:
+    def _configure(self, values, clip_norm_settings):
+        given = self._tuples(values, self.DEFAULTS)
+        found = {key: given.get(key, OptimizerValue(number)) for key, number in self.DEFAULTS.items()}
+        self.loss_scaling = found["lossScaling"]
+        if self.loss_scaling.val() == 0:
             raise popart_exception("Loss scaling cannot be 0")
-        self.values = {_SPECIFIC[key]: OptimizerValueMap(value) for key, value in values.items()}
-        _check_atoms({name: table.getDefault() for name, table in self.values.items()})
+        self.values = {name: OptimizerValueMap(found[key]) for key, name in self.SPECIFIC.items()}
+        self._check({name: table.getDefault() for name, table in self.values.items()})
         self.clip_norm_settings = list(clip_norm_settings)
         if len(self.clip_norm_settings) > 1 and any(c.all for c in self.clip_norm_settings):
             raise popart_exception("ClipNormSettings.clipAllWeights must be the only clip norm setting of an optimizer")
-        self.accumulatorAndMomentum = accumulatorAndMomentum
-        self.accumType, self.accl1Type = _state_type(accumType), _state_type(accl1Type)
-        self.debugContext = debugContext
         self.specific_weights = []
+
+    def getLossScalingVal(self):
+        return self.loss_scaling.val()
 
     def insertSpecific(self, tensorId, values):
         """Hyper-parameters of one weight; keys left out take the optimizer's defaults as they are now."""
-        given = _tuples(values, NAMES)
+        given = self._tuples(values, self.SPECIFIC.values())
         atoms = {name: given.get(name, table.getDefault()) for name, table in self.values.items()}
-        _check_atoms(atoms)
+        self._check(atoms)
         for name, value in atoms.items():
             self.values[name].insertSpecific(tensorId, value)
         self.specific_weights = [*dict.fromkeys([*self.specific_weights, tensorId])]
@@ -133,101 +120,58 @@ class SGD(Optimizer):
         """{learningRate: OptimizerValue, ...} of one weight."""
         return {name: table.get(weight) for name, table in self.values.items()}
 
+    def settings(self):
+        """{what: value} of everything that an optimizer taking this one's place must share."""
+        return {}
+
     def check_replacement(self, new, weights):
         """Raises popart_exception unless `new` can be given to a session built with this optimizer."""
-        if not isinstance(new, SGD):
-            raise popart_exception(f"Optimizer of type {type(new).__name__} can not replace one of type SGD")
+        if not isinstance(new, Optimizer) or new.NAME != self.NAME:
+            raise popart_exception(
+                f"Optimizer of type {type(new).__name__} can not replace one of type {type(self).__name__}"
+            )
         if new.clip_norm_settings != self.clip_norm_settings:
             raise popart_exception("The clip norm settings of the new optimizer differ from the session's")
-        if new.accumulatorAndMomentum is not self.accumulatorAndMomentum:
-            raise popart_exception("The SGDAccumulatorAndMomentum of the new optimizer differs from the session's")
-        if (new.accumType, new.accl1Type) != (self.accumType, self.accl1Type):
-            raise popart_exception("The accumType or accl1Type of the new optimizer differs from the session's")
+        for (what, mine), theirs in zip(self.settings().items(), new.settings().values()):
+            if mine != theirs:
+                raise popart_exception(f"The {what} of the new optimizer differs from the session's")
         self.loss_scaling.check_replacement(new.loss_scaling, "lossScaling")
         for weight in weights:
             mine, theirs = self.of(weight), new.of(weight)
-            for name in NAMES:
+            for name in self.SPECIFIC.values():
                 mine[name].check_replacement(theirs[name], f"{name} of '{weight}'")
 
-    def learningRates(self):
-        return self.values["learningRate"]
+    def _check(self, atoms):
+        """The rules that most optimizers share; atoms: {name: OptimizerValue} of one weight."""
+        for name, label in (("learningRate", "learning rate"), ("weightDecay", "weight decay"), ("eps", "eps")):
+            if name in atoms and atoms[name].val() < 0:
+                self._refuse(f"Negative {label} ({atoms[name].val()})")
+        rate = atoms["learningRate"]
+        if rate.isConst() and rate.val() == 0:
+            raise popart_exception(
+                f"Constant, zero learning rate in {self.NAME}, bailing. If you need a learning rate of 0 for testing, make "
+                f"it non-const."
+            )
 
-    def weightDecays(self):
-        return self.values["weightDecay"]
+    def _refuse(self, reason):
+        raise popart_exception(f"{reason} in {self.NAME}, bailing as this might not make sense")
 
-    def momentums(self):
-        return self.values["momentum"]
-
-    def dampenings(self):
-        return self.values["dampening"]
-
-    def velocityScalings(self):
-        return self.values["velocityScaling"]
-
-    def nesterov(self):
-        return self.values["nesterov"]
-
-
-class ConstSGD(SGD):
-    """SGD without momentum whose values are all constant."""
-
-    def __init__(self, learning_rate, weight_decay=0.0, loss_scaling=1.0, clip_norm_settings=()):
-        super().__init__(
-            {
-                "defaultLearningRate": (learning_rate, True),
-                "defaultWeightDecay": (weight_decay, True),
-                "lossScaling": (loss_scaling, True),
-            },
-            clip_norm_settings,
-        )
+    def _tuples(self, given, allowed):
+        if not hasattr(given, "items"):
+            raise TypeError(f"{self.NAME}: the values must be a dict, not {given!r}")
+        found = {}
+        for key, value in given.items():
+            key = self.ALIASES.get(key, key)
+            if key not in allowed:
+                raise popart_exception(f"Invalid {self.NAME} key, {key}, the allowed keys are ({', '.join(allowed)})")
+            if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[1], bool):
+                raise TypeError(f"{self.NAME}: the value of '{key}' must be a tuple (float, isConst: bool), not {value!r}")
+            found[key] = OptimizerValue(*value)
+        return found
 
 
-class Adam(Optimizer):
-    """Refused by name: not implemented yet."""
-
-    def __init__(self, *args, **kwargs):
-        raise unsupported("the optimizer Adam", "Use SGD.")
-
-
-class Adaptive(Optimizer):
-    """Refused by name: not implemented yet."""
-
-    def __init__(self, *args, **kwargs):
-        raise unsupported("the optimizer Adaptive", "Use SGD.")
-
-
-def _tuples(pyd, allowed):
-    found = {}
-    for key, value in pyd.items():
-        if key not in allowed:
-            raise popart_exception(f"Invalid SGD key, {key}, the allowed keys are ({', '.join(allowed)})")
-        if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[1], bool):
-            raise TypeError(f"SGD: the value of '{key}' must be a tuple (float, isConst: bool), not {value!r}")
-        found[key] = OptimizerValue(float(value[0]), value[1])
-    return found
-
-
-def _state_type(dtype):
+def state_type(dtype):
+    """The element type of optimizer state, checked."""
     if dtype not in (DataType.UNDEFINED, DataType.FLOAT, DataType.FLOAT16):
         raise popart_exception(f"Optimizer state can be FLOAT or FLOAT16, not {dtype.name}")
     return dtype
-
-
-def _check_atoms(atoms):
-    """The rules of PopART on one weight's values."""
-    for name, label in (
-        ("learningRate", "learning rate"), ("weightDecay", "weight decay"), ("momentum", "momentum"),
-        ("dampening", "dampening"),
-    ):  # fmt: skip
-        if atoms[name].val < 0:
-            raise popart_exception(f"Negative {label} ({atoms[name].val}) in SGD, bailing as this might not make sense")
-    rate = atoms["learningRate"]
-    if rate.isConst and rate.val == 0:
-        raise popart_exception(
-            "Constant, zero learning rate in SGD, bailing. If you need a learning rate of 0 for testing, make it "
-            "non-const."
-        )
-    if atoms["velocityScaling"].val <= 0:
-        raise popart_exception(f"Non-positive velocity scaling ({atoms['velocityScaling'].val}) in SGD, bailing")
-    if atoms["nesterov"].val != 0 and atoms["dampening"].val != 0:
-        raise popart_exception("Nesterov momentum requires zero dampening in SGD")

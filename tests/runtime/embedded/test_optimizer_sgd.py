@@ -155,7 +155,7 @@ def test_specific_values_apply_to_one_weight_and_take_the_current_defaults():
     (fast,) = torch_training(1, 1, lr=0.5, weight_decay=0.3)
     np.testing.assert_allclose(found["w1"], plain["w1"], rtol=2e-5)
     np.testing.assert_allclose(found["b"], fast["b"], rtol=2e-5)
-    assert optimizer.learningRates().get("b").val == 0.5 and not optimizer.learningRates().hasSpecific("w1")
+    assert optimizer.learningRates().get("b").val() == 0.5 and not optimizer.learningRates().hasSpecific("w1")
 
 
 def test_clip_norm_clips_the_accumulated_loss_scaled_gradient():

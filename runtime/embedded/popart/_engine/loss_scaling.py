@@ -51,7 +51,7 @@ class AutomaticLossScaling:
     """Counts gradients and moves `updater.loss_scale`."""
 
     def __init__(self, settings, names: list[str], optimizer):
-        if optimizer.loss_scaling.isConst:
+        if optimizer.loss_scaling.isConst():
             raise popart_exception(
                 "[AutomaticLossScale transform] The optimizer must have a non-const loss scaling to use automatic loss "
                 "scaling"

@@ -19,7 +19,7 @@ from .program import EagerProgram, Program, gradient_path
 from .registry import lowering_across_replicas
 from .stale_pipeline import StaleWeights, delays
 from .steps import Steps
-from .updates import WeightUpdater
+from .updates import WeightUpdater, make_updater
 from .variables import Variables
 
 _PRODUCTS = ("Conv", "ConvTranspose", "MultiConv", "MatMul", "Gemm")
@@ -147,7 +147,7 @@ class SessionCore:
         accumulation = options.accumulationFactor if options.enableGradientAccumulation else 1
         factor = accumulation * options.replicas if mean else 1
         weights = {name: torch.from_numpy(self.variables.host[name]) for name in self.trained}
-        return WeightUpdater(self.optimizer, weights, self.saved_state, factor)
+        return make_updater(self.optimizer, weights, self.saved_state, factor)
 
     def _make_loss_scaling(self):
         settings = self.options.automaticLossScalingSettings
