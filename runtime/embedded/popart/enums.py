@@ -3,7 +3,7 @@ import enum
 
 
 class _Enum(enum.Enum):
-    """Like a pybind11 enum: `int(member)` works, comparison with an int is False."""
+    """Like a pybind11 enum: `int(member)` and `X(2)` work, comparison with an int is False."""
 
     def __int__(self):
         return self.value
@@ -12,8 +12,10 @@ class _Enum(enum.Enum):
         return self.value
 
 
-def _make(name, members):
-    found = _Enum(name, {member: index for index, member in enumerate(members.split())}, module=__name__)
+def _make(name, members, values=None):
+    """members: in the order in which Python shows them. values: C++'s numbers, where their order is another one."""
+    names = members.split()
+    found = _Enum(name, dict(zip(names, values or range(len(names)))), module=__name__)
     found.__doc__ = f"PopART's {name}."
     return found
 
@@ -43,10 +45,10 @@ AutodiffStitchStrategy = _make(
     "AutodiffStitchStrategy", "RecomputeMinimal RecomputeAllNonInputs AddFwdOutputs SafeAddFwdOutputs"
 )
 SubgraphCopyingStrategy = _make("SubgraphCopyingStrategy", "OnEnterAndExit JustInTime")
-PatternsLevel = _make("PatternsLevel", "NoPatterns Minimal Default All")
-RecomputationType = _make("RecomputationType", "NoRecompute Standard NormOnly Pipeline RecomputeAll")
+PatternsLevel = _make("PatternsLevel", "All Default Minimal NoPatterns", (3, 2, 1, 0))
+RecomputationType = _make("RecomputationType", "NoRecompute Standard NormOnly RecomputeAll Pipeline", (0, 1, 2, 4, 3))
 RecomputeType = _make("RecomputeType", "Undefined Checkpoint Recompute Recomputed")
-TensorStorage = _make("TensorStorage", "OffChip OnChip")
+TensorStorage = _make("TensorStorage", "OnChip OffChip", (1, 0))
 ReplicatedTensorSharding = _make("ReplicatedTensorSharding", "Off On")
 ExecutionPhaseIOSchedule = _make("ExecutionPhaseIOSchedule", "Preload OnDemand")
 ExecutionPhaseSchedule = _make("ExecutionPhaseSchedule", "Interleaving Batch BatchClusteredIO")
@@ -54,7 +56,7 @@ AccumulateOuterFragmentSchedule = _make(
     "AccumulateOuterFragmentSchedule", "Scheduler Serial OverlapCycleOptimized OverlapMemoryOptimized"
 )
 SyncPattern = _make("SyncPattern", "Full SinglePipeline ReplicaAndLadder")
-MergeVarUpdateType = _make("MergeVarUpdateType", "Off All AutoTight AutoLoose")
+MergeVarUpdateType = _make("MergeVarUpdateType", "Off All AutoTight AutoLoose", (0, 1, 3, 2))
 VirtualGraphMode = _make("VirtualGraphMode", "Off Manual Auto ExecutionPhases")
 SyntheticDataMode = _make("SyntheticDataMode", "Off Zeros RandomNormal RandomUniform")
 IrSerializationFormat = _make("IrSerializationFormat", "JSON")
@@ -62,6 +64,8 @@ Instrumentation = _make("Instrumentation", "Outer Inner")
 DeviceType = _make("DeviceType", "IpuModel Cpu Ipu OfflineIpu Sim")
 DeviceConnectionType = _make("DeviceConnectionType", "Always OnDemand Never")
 DeviceSelectionCriterion = _make("DeviceSelectionCriterion", "First Random")
+CommGroupType = _make("CommGroupType", "All Consecutive Orthogonal Ungrouped")
+CollectiveOperator = _make("CollectiveOperator", "Add Mean Mul Min Max LogicalAnd LogicalOr SquareAdd Local")
 VariableRetrievalMode = _make("VariableRetrievalMode", "OnePerGroup AllReduceReplicas AllReplicas")
 DataType = _make(
     "DataType",

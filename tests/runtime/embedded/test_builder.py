@@ -252,7 +252,7 @@ def test_initializers_move_to_a_file_in_the_order_given(builder, tmp_path):
         builder.saveInitializersExternally([y], str(tmp_path / "other.bin"))
 
 
-def test_subgraph_builders_share_names_and_opsets(builder):
+def test_subgraph_builders_see_the_names_around_them(builder):
     x = builder.addInputTensor(F, [2])
     child = builder.createSubgraphBuilder()
     inner = child.addUntypedInputTensor()

@@ -17,8 +17,8 @@ def from_python(name, value):
 
 def custom_op_attribute(name, value):
     """One entry of customOp's dictionary, with PopART's type rules."""
-    if isinstance(value, (list, tuple)):
-        if isinstance(value, tuple) or not value or not (_all(value, (int, np.integer)) or _all(value, (float, np.floating))):
+    if isinstance(value, list):
+        if not value or not (_all(value, (int, np.integer)) or _all(value, (float, np.floating))):
             raise popart_exception(
                 f"Invalid or mismatched python list type provided in custom op attribute '{name}'"
             )
@@ -40,7 +40,7 @@ def decode(attribute):
 
 
 def _all(values, kinds):
-    return all(isinstance(v, kinds) and not isinstance(v, bool) for v in values)
+    return all(isinstance(v, kinds) for v in values)
 
 
 def _proto(name, value):

@@ -22,9 +22,9 @@ _SCATTER = ("reduction", "scatter_reduction", ScatterReduction.Sum)
 _DYNAMIC = (("axes", "ints"), ("sizes", "ints"))
 _COLLECTIVE = (("collectiveOperator", "collective", None), ("commGroup", "comm_group", None))
 _PRINT = (
-    ("print_gradient", "int", 1), ("title", "str", ""), ("summariseThreshold", "int", 1000), ("edgeItems", "int", 3),
-    ("maxLineWidth", "int", 75), ("digits", "int", 8), ("floatFormat", "int", 0), ("separator", "str", " "),
-    ("openBracket", "str", "["), ("closeBracket", "str", "]"),
+    ("print_gradient", "int", 1), ("debugContext",), ("title", "str", ""), ("summariseThreshold", "int", 1000),
+    ("edgeItems", "int", 3), ("maxLineWidth", "int", 75), ("digits", "int", 8), ("floatFormat", "int", 0),
+    ("separator", "str", " "), ("openBracket", "str", "["), ("closeBracket", "str", "]"),
 )  # fmt: skip
 
 METHODS = {

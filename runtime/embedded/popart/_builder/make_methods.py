@@ -33,7 +33,7 @@ def main(path):
     for opset in range(6, 12):
         for name, params in methods[f"aiOnnxOpset{opset}"].items():
             op = _RENAMED.get(name) or types[name]
-            row = {"op": op, "inputs": _inputs(op, opset), "params": _params(name, params)}
+            row = {"op": op, "inputs": _inputs(op, opset), "params": _params(name, params, opset)}
             rows = table.setdefault(name, [])
             if rows and {**rows[-1], "opsets": None} == {**row, "opsets": None}:
                 rows[-1]["opsets"][1] = opset
@@ -49,9 +49,9 @@ def _inputs(op, opset):
     return [schema.min_input, min(schema.max_input, 2**31 - 1)]
 
 
-def _params(method, params):
+def _params(method, params, opset):
     if method == "constant":
-        return [["value", "tensor"], ["is_value_sparse", "flag", False]]
+        return [["value", "tensor"], *([["is_value_sparse", "flag", False]] if opset == 11 else [])]
     found = []
     for text in params:
         name, _, default = text.partition("=")

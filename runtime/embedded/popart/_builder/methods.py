@@ -22,6 +22,13 @@ class OpsetBuilder:
         self._builder = builder
 
 
+class OnnxMlOpset1(OpsetBuilder):
+    """ai.onnx.ml: PopART has the domain and none of its ops."""
+
+    domain = "ai.onnx.ml"
+    version = 1
+
+
 @functools.lru_cache(maxsize=None)
 def onnx_opset(version):
     """The class AiOnnxOpset<version>."""
@@ -74,8 +81,9 @@ def _signature(params):
         elif len(param) > 2:
             default = param[2]
         # PopART's `lambda` is a keyword of Python, so it can only be given by position or by **{"lambda": x}.
-        found.append(_parameter(name, default))
-    found.append(_parameter(_DEBUG, ""))
+        found.append(_parameter(name, "" if name == _DEBUG else default))
+    if [_DEBUG] not in [list(param) for param in params]:  # last, but for printtensor
+        found.append(_parameter(_DEBUG, ""))
     return inspect.Signature(found)
 
 
@@ -86,7 +94,7 @@ def _parameter(name, default):
 
 def _method(name, op, inputs, params, outputs):
     signature = _signature(params)
-    kinds = {param[0]: param[1:] for param in params if param[0] not in ("args", "num_outputs")}
+    kinds = {param[0]: param[1:] for param in params if param[0] not in ("args", "num_outputs", _DEBUG)}
 
     def method(self, *given, **keywords):
         for old in _OLD_DEBUG:
@@ -100,6 +108,8 @@ def _method(name, op, inputs, params, outputs):
             raise TypeError(f"{name}(): incompatible function arguments: {error}; the signature is {signature}") from None
         bound.apply_defaults()
         values = dict(bound.arguments)
+        if isinstance(values.get("is_value_sparse"), str):  # opset 11's constant called as the older ones are
+            values.update({"is_value_sparse": False, _DEBUG: values["is_value_sparse"]})
         if "lambda_" in values:
             values["lambda"] = values.pop("lambda_")
         tensors = _tensors(name, values.get("args", []))
@@ -169,10 +179,12 @@ def _attribute(method, key, kind, value):
         if value:
             raise popart_exception("Sparse constants are not supported by PopART")
         return []
-    if value is None or (len(kind) > 1 and value == kind[1] and kind[0] not in graphcore.ALWAYS_WRITTEN):
+    if value is None:
         return []
-    if kind[0] in ("ints", "floats", "strs") and len(kind) > 1 and not len(value):
-        return []
+    if len(kind) > 1 and kind[0] not in graphcore.ALWAYS_WRITTEN:
+        is_list = kind[0] in ("ints", "floats", "strs")
+        if (list(value) if is_list else value) == kind[1] or (is_list and not len(value)):
+            return []
     name = graphcore.ATTRIBUTES.get((method, key), key)
     if method == "cast" and key == "to":
         return [attributes.from_python(name, _element_type(value))]

@@ -19,7 +19,7 @@ _ELEMENT_TYPE = {
 
 
 class Model:
-    """A ModelProto and what is known of its tensors. `parent`: the model around a subgraph, which shares its opsets."""
+    """A ModelProto and what is known of its tensors. `parent`: the model around a subgraph, whose names it sees."""
 
     def __init__(self, proto: onnx.ModelProto | None = None, parent: Model | None = None):
         self.proto = proto or onnx.ModelProto(producer_name="popart")
@@ -28,13 +28,19 @@ class Model:
         if not self.graph.name:
             self.graph.name = "BuilderGraph"
         imported = {entry.domain or DOMAIN: entry.version for entry in self.proto.opset_import}
-        self.opsets: dict[str, int] = parent.opsets if parent else imported
+        self.opsets: dict[str, int] = dict(parent.opsets) if parent else imported
+        self.children: list[Model] = []
+        if parent is not None:
+            parent.children.append(self)
         self.names: set[str] = parent.names if parent else set()
-        self.scopes: list[str] = parent.scopes if parent else []
+        self._repeats: dict[str, int] = parent._repeats if parent else {}
+        self.scopes: list[str] = []
         self.tensors: set[str] = set()  # of this graph, and those taken from the parent
         self.nodes: dict[frozenset, onnx.NodeProto] = {}
         self.inference = Inference(self.opsets, parent.inference if parent else None)
         self._value_infos: dict[str, onnx.ValueInfoProto] = {}
+        self._metadata = {entry.key: entry for entry in self.proto.metadata_props}
+        self._initializers = {tensor.name for tensor in self.graph.initializer}
         self._count = 0
         if proto is not None:
             self._adopt()
@@ -48,11 +54,16 @@ class Model:
             self.tensors.add(value.name)
             if value.type.tensor_type.elem_type and value.name not in self.inference.info:
                 self.inference.info[value.name] = _info_of(value)
-        self._value_infos = {value.name: value for value in (*self.graph.value_info, *self.graph.output)}
+        for value in self.graph.value_info:
+            self._value_infos[value.name] = onnx.ValueInfoProto()
+            self._value_infos[value.name].CopyFrom(value)
         for node in self.graph.node:
-            self.tensors.update(node.output)
+            self.tensors.update(filter(None, node.output))
             self.nodes[frozenset(node.output)] = node
-            self.inference.node(node)
+            infos = self.inference.node(node)
+            for output in filter(None, node.output):
+                if output in infos or output not in self._value_infos:
+                    self._value_infos[output] = value_info(output, infos.get(output))
         self.names.update(self.tensors)
 
     # --- names --------------------------------------------------------------------------------------------------
@@ -60,20 +71,21 @@ class Model:
     def unique(self, base: str) -> str:
         """`base` inside the name scopes; "/1", "/2", ... behind it when it is taken."""
         base = "".join(f"{scope}/" for scope in self.scopes) + base
-        name, count = base, 0
+        name = base
         while name in self.names:
-            count += 1
-            name = f"{base}/{count}"
+            self._repeats[base] = self._repeats.get(base, 0) + 1
+            name = f"{base}/{self._repeats[base]}"
         self.names.add(name)
         self.tensors.add(name)
         return name
 
+    def knows(self, name: str) -> bool:
+        """Whether this graph or one around it has the tensor."""
+        return name in self.tensors or (self.parent is not None and self.parent.knows(name))
+
     def check_known(self, name: str) -> None:
-        graph: Model | None = self
-        while graph is not None:
-            if name in graph.tensors:
-                return
-            graph = graph.parent
+        if self.knows(name):
+            return
         valid = ", ".join(sorted(self.tensors)[:30])
         raise popart_exception(f"Unknown tensor '{name}' (valid tensors are {valid})")
 
@@ -85,7 +97,8 @@ class Model:
         value.CopyFrom(value_info(name, info))
         if info is not None:
             self.inference.info[name] = info
-        self._metadata({f"{key}/{name}": text for key, text in metadata.items()})
+        for key, text in {"__debug_id/input": str(self._next_debug_id()), **metadata}.items():
+            self.set_metadata(f"{key}/{name}", text)
         return name
 
     def add_initializer(self, array, base: str, metadata: dict[str, str]) -> str:
@@ -98,17 +111,26 @@ class Model:
             tensor.ClearField("raw_data")
             tensor.int32_data.extend(int(h) for h in halves)
         self.inference.initializer(name, array)
+        self._initializers.add(name)
         return name
+
+    def is_initializer(self, name: str) -> bool:
+        return name in self._initializers
 
     def add_output(self, name: str) -> None:
         self.check_known(name)
         value = self.graph.output.add()
-        value.CopyFrom(self._value_infos.get(name) or value_info(name, self.inference.info.get(name)))
+        value.CopyFrom(self._value_infos.get(name) or value_info(name, self.inference.info_of(name)))
 
-    def _metadata(self, entries: dict[str, str]) -> None:
-        for key, text in entries.items():
-            entry = self.proto.metadata_props.add()
-            entry.key, entry.value = key, text
+    def set_metadata(self, key: str, text: str) -> None:
+        if key not in self._metadata:
+            self._metadata[key] = self.proto.metadata_props.add()
+            self._metadata[key].key = key
+        self._metadata[key].value = text
+
+    def _next_debug_id(self) -> int:
+        self._count += 1
+        return self._count
 
     # --- nodes --------------------------------------------------------------------------------------------------
 
@@ -131,13 +153,15 @@ class Model:
         node.output.extend(outputs)
         node.attribute.extend(protos)
         if op_type != "Constant":  # onnx's shape inference takes any integer attribute of a Constant for its value
-            node.attribute.append(attributes.from_python("__debug_info_id", self._count))
-        self._count += 1
+            node.attribute.append(attributes.from_python("__debug_info_id", self._next_debug_id()))
         self.nodes[frozenset(outputs)] = node
         infos = self.inference.node(node)
         for output in outputs:
             self._value_infos[output] = value_info(output, infos.get(output))
         return outputs
+
+    def has_node_with(self, outputs) -> bool:
+        return frozenset(outputs) in self.nodes
 
     def node_with(self, outputs) -> onnx.NodeProto:
         """The node whose outputs are exactly these: a name, or a set or list of them."""
@@ -151,12 +175,9 @@ class Model:
 
     # --- the result ---------------------------------------------------------------------------------------------
 
-    def outputs(self) -> set[str]:
-        return {value.name for value in self.graph.output}
-
     def value_infos(self) -> list[onnx.ValueInfoProto]:
         """Of every tensor that a node makes and that is no output."""
-        outputs = self.outputs()
+        outputs = {value.name for value in self.graph.output}
         return [value for name, value in self._value_infos.items() if name not in outputs]
 
     def finished_graph(self) -> onnx.GraphProto:
@@ -164,11 +185,19 @@ class Model:
         self.graph.value_info.extend(self.value_infos())
         return self.graph
 
+    def all_opsets(self) -> dict[str, int]:
+        """Of this graph and, for the domains that it does not use itself, of its subgraphs."""
+        found = dict(self.opsets)
+        for child in self.children:
+            found = {**child.all_opsets(), **found}
+        return found
+
     def finished(self) -> onnx.ModelProto:
         self.finished_graph()
-        opset = self.opsets.get(DOMAIN, DEFAULT_OPSET)
+        opsets = self.all_opsets()
+        opset = opsets.setdefault(DOMAIN, DEFAULT_OPSET)
         del self.proto.opset_import[:]
-        for domain, version in {DOMAIN: opset, **self.opsets}.items():
+        for domain, version in opsets.items():
             entry = self.proto.opset_import.add()
             entry.domain, entry.version = "" if domain == DOMAIN else domain, version  # "" is what every tool knows
         self.proto.ir_version = 3 if opset <= 8 else 4

@@ -6,6 +6,28 @@ from pathlib import Path
 
 from ..errors import popart_exception
 
+_DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+_written: set[Path] = set()  # what this process wrote: a model given as bytes may point there
+
+
+def wrote(path) -> bool:
+    """Whether this process wrote this file of initializers (links resolved)."""
+    return Path(path).resolve() in _written
+
+
+def save_model(model, filename) -> None:
+    """ModelProto -> file. Locations of external data inside the model's folder become relative to it, as ONNX asks."""
+    import onnx
+
+    folder, copy = Path(filename).resolve().parent, onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in copy.graph.initializer:
+        for entry in tensor.external_data:
+            path = Path(entry.value).resolve()
+            if entry.key == "location" and folder in path.parents and path.exists():
+                entry.value = path.relative_to(folder).as_posix()
+    write(filename, copy.SerializeToString())
+
 
 def write(filename, data: bytes) -> None:
     temporary = Path(f"{os.fspath(filename)}.part")
@@ -22,7 +44,10 @@ def write(filename, data: bytes) -> None:
 
 
 def move_initializers(model, ids: list[str], filename) -> None:
-    """The data of these initializers goes into one file, one behind the other; the model keeps where each is."""
+    """The data of these initializers goes into one file, one behind the other; the model keeps where each is.
+
+    The location in the model is `filename` as given; see save_model for files.
+    """
     from onnx import TensorProto, numpy_helper
 
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -33,13 +58,14 @@ def move_initializers(model, ids: list[str], filename) -> None:
             raise popart_exception(f"The initializer '{name}' is already saved externally")
     pieces = [numpy_helper.to_array(stored[name]).tobytes() for name in ids]
     write(filename, b"".join(pieces))
+    _written.add(Path(filename).resolve())
     offset = 0
     for name, data in zip(ids, pieces):
         tensor = stored[name]
-        for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+        for field in _DATA_FIELDS:
             tensor.ClearField(field)
         tensor.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", os.path.basename(filename)), ("offset", offset), ("length", len(data))):
+        for key, value in (("location", os.fspath(filename)), ("offset", offset), ("length", len(data))):
             entry = tensor.external_data.add()
             entry.key, entry.value = key, str(value)
         offset += len(data)

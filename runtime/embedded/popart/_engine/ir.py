@@ -5,6 +5,7 @@ The import drops nothing that changes results: an attribute or a field that it c
 from __future__ import annotations
 
 import dataclasses
+import heapq
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ CONSTANT_ONLY_INPUTS = {
     ("Clip", 1), ("Clip", 2), ("Resize", 1), ("Resize", 2), ("Resize", 3), ("Upsample", 1), ("Pad", 1), ("Pad", 2),
     ("OneHot", 1), ("OneHot", 2),
 }  # fmt: skip
+
+VARIABLE_WRITERS = ("CopyVarUpdate", "AddLhsInplace")  # their output is the new value of their first input
 
 
 @dataclasses.dataclass(eq=False)
@@ -41,6 +44,7 @@ class Op:
     constants: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     module: str = ""  # dotted module path, where the exporter left one
+    explicit: int = 0  # how many inputs the node lists; those behind are what its subgraphs read from around it
 
     def attr(self, name: str, default: Any = _REQUIRED) -> Any:
         """The attribute, or `default`; raises naming the op when it is required and absent."""
@@ -61,9 +65,13 @@ class Op:
             raise popart_exception(f"{self.describe()}: input {index} is required")
         return default
 
+    def subgraphs(self) -> list[Graph]:
+        """The graphs among the attributes, in the order of the attributes."""
+        return [value for value in self.attrs.values() if isinstance(value, Graph)]
+
     def describe(self) -> str:
         """`ai.onnx.Conv:11 'Conv_3' (module backbone.stem)`: how messages call this op."""
-        text = f"{self.domain}.{self.op_type}:{self.version} '{self.name or self.outputs[0]}'"
+        text = f"{self.domain}.{self.op_type}:{self.version} '{self.name or ', '.join(self.outputs)}'"
         return f"{text} (module {self.module})" if self.module else text
 
 
@@ -83,7 +91,15 @@ class Graph:
     input_dims: dict[str, tuple] = dataclasses.field(default_factory=dict)  # (dtype, (int | str, ...)) as declared
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
     replicas: int = 1  # how many copies of the graph run side by side; collectives see all of them
+    initializer_constants: tuple[str, ...] = ()  # those of `constants` that the model holds as initializers
     check_floats: bool = False  # whether running it raises at an inf or a NaN
+
+    def walk(self):
+        """Every op, those inside subgraphs included."""
+        for op in self.ops:
+            yield op
+            for graph in op.subgraphs():
+                yield from graph.walk()
 
     def producer(self, tensor: str) -> Op | None:
         return next((op for op in self.ops if tensor in op.outputs), None)
@@ -94,7 +110,7 @@ class Graph:
         for op in self.ops:
             if op.op_type == "BatchNormalization" and len(op.outputs) == 5:
                 found += [(op.inputs[3], op.outputs[1]), (op.inputs[4], op.outputs[2])]
-            elif op.domain == "ai.graphcore" and op.op_type in ("CopyVarUpdate", "AddLhsInplace"):
+            elif op.domain == "ai.graphcore" and op.op_type in VARIABLE_WRITERS:
                 found.append((op.inputs[0], op.outputs[0]))
         return [(name, value) for name, value in found if name in self.initializers and value]
 
@@ -114,34 +130,50 @@ def import_model(model, strict_versions: bool = True) -> Graph:
         raise unsupported("model-local functions", f"Inline '{model.functions[0].name}' first.")
     if proto.sparse_initializer:
         raise unsupported("sparse initializers", f"Make '{proto.sparse_initializer[0].values.name}' dense.")
-    opsets = _opsets(model)
+    graph = _import_graph(proto, Scope(_opsets(model), strict_versions))
+    graph.metadata = {p.key: p.value for p in model.metadata_props}
+    _sort_and_check(graph)
+    for op in graph.ops:
+        op.constants.update({i: graph.constants[n] for i, n in enumerate(op.inputs) if n in graph.constants})
+    return graph
+
+
+@dataclasses.dataclass(frozen=True)
+class Scope:
+    """What an import knows beside the graph itself. hoisted: the float initializers of subgraphs, by name."""
+
+    opsets: dict[str, int]
+    strict: bool
+    hoisted: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+def _import_graph(proto, scope: Scope, nested: bool = False) -> Graph:
     arrays = {}
     for tensor in proto.initializer:
         if tensor.name in arrays:
             raise popart_exception(f"Duplicate initializer '{tensor.name}'")
         arrays[tensor.name] = to_array(tensor)
-    constants, nodes = {}, []
+    constants, ops = {}, []
     for node in proto.node:
         if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
             constants[node.output[0]] = _constant_value(node)
         else:
-            nodes.append(node)
-    ops = [_import_op(node, opsets, strict_versions) for node in nodes]
+            ops.append(import_op(node, scope))
     weights = _split_initializers(arrays, ops, constants)
+    if nested:  # variables belong to the main graph, as in PopART; the subgraph reads them from there
+        scope.hoisted.update(weights)
+    else:
+        weights.update(scope.hoisted)
     inputs = {v.name: v for v in proto.input if v.name not in arrays}
-    graph = Graph(
+    return Graph(
         inputs=tuple(inputs),
         outputs=tuple(v.name for v in proto.output),
-        initializers=weights,
+        initializers={} if nested else weights,
         constants=constants,
         ops=ops,
         input_dims={name: _declared(value) for name, value in inputs.items()},
-        metadata={p.key: p.value for p in model.metadata_props},
+        initializer_constants=tuple(name for name in arrays if name in constants),
     )
-    _sort_and_check(graph)
-    for op in graph.ops:
-        op.constants.update({i: constants[n] for i, n in enumerate(op.inputs) if n in constants})
-    return graph
 
 
 def _opsets(model) -> dict[str, int]:
@@ -178,13 +210,15 @@ def _constant_value(node) -> np.ndarray:
     return np.asarray(value, np.float32 if "float" in attribute.name else np.int64)
 
 
-def _attribute(attribute):
+def _attribute(attribute, scope: Scope | None = None):
     from onnx import AttributeProto, helper
 
     if attribute.type == AttributeProto.TENSOR:
         return to_array(attribute.t)
     if attribute.type == AttributeProto.GRAPH:
-        return attribute.g
+        if scope is None:
+            raise unsupported(f"the graph attribute '{attribute.name}'")
+        return _import_graph(attribute.g, scope, nested=True)
     value = helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode()
@@ -195,28 +229,42 @@ def _attribute(attribute):
     raise unsupported(f"attribute '{attribute.name}' of type {AttributeProto.AttributeType.Name(attribute.type)}")
 
 
-def _import_op(node, opsets: dict[str, int], strict: bool) -> Op:
+def import_op(node, scope: Scope) -> Op:
+    """One NodeProto; its subgraphs with it, and what they read from around them as further inputs."""
     domain = node.domain or "ai.onnx"
+    opsets = scope.opsets
     if domain not in opsets:
         raise popart_exception(f"No default opset version defined for domain '{domain}'")
-    attributes = {a.name: _attribute(a) for a in node.attribute}
+    attributes = {a.name: _attribute(a, scope) for a in node.attribute}
+    around = _read_around([value for value in attributes.values() if isinstance(value, Graph)])
     settings = {name: value for name, value in attributes.items() if name.startswith("__")}
     op = Op(
         domain=domain,
         op_type=node.op_type,
-        version=_resolve(node, domain, opsets[domain], strict),
+        version=_resolve(node, domain, opsets[domain], scope.strict),
         name=node.name,
-        inputs=tuple(node.input),
+        inputs=(*node.input, *around),
         outputs=tuple(node.output),
         attrs={name: value for name, value in attributes.items() if name not in settings},
         ipu=settings.get("__ipu_number"),
         stage=settings.get("__pipeline_stage"),
         settings=settings,
         module=next((p.value for p in node.metadata_props if p.key == "popdet.module"), ""),
+        explicit=len(node.input),
     )
-    if not op.outputs:
+    if not op.outputs and op.op_type != "Abort":
         raise popart_exception(f"The node '{node.name}' ({node.op_type}) has no output")
     return op
+
+
+def _read_around(graphs: list[Graph]) -> list[str]:
+    """The tensors that subgraphs read and do not make themselves."""
+    found: dict[str, None] = {}
+    for graph in graphs:
+        own = {*graph.inputs, *graph.constants, *(name for op in graph.ops for name in op.outputs)}
+        read = [name for op in graph.ops for name in op.inputs if name] + list(graph.outputs)
+        found.update(dict.fromkeys(name for name in read if name not in own))
+    return list(found)
 
 
 def _resolve(node, domain: str, opset: int, strict: bool) -> int:
@@ -230,16 +278,17 @@ def _resolve(node, domain: str, opset: int, strict: bool) -> int:
 
 
 def _split_initializers(arrays: dict, ops: list[Op], constants: dict) -> dict[str, np.ndarray]:
-    """Moves integers, booleans and build-time-only floats into `constants`; returns the weights."""
+    """Moves integers, booleans and build-time-only floats into `constants`; returns the variables."""
     uses: dict[str, set] = {}
     for op in ops:
         for index, name in enumerate(op.inputs):
             if name in arrays:
                 uses.setdefault(name, set()).add((op.op_type, index) if op.domain == "ai.onnx" else ("", index))
+    written = {op.inputs[0] for op in ops if op.domain == "ai.graphcore" and op.op_type in VARIABLE_WRITERS}
     weights = {}
     for name, array in arrays.items():
         build_time = bool(uses.get(name)) and uses[name] <= CONSTANT_ONLY_INPUTS
-        if array.dtype.kind == "f" and not build_time:
+        if (array.dtype.kind == "f" and not build_time) or name in written:
             weights[name] = array
         else:
             constants[name] = array
@@ -258,9 +307,9 @@ def _declared(value) -> tuple:
     return dtype, tuple(dims)
 
 
-def _sort_and_check(graph: Graph) -> None:
+def _sort_and_check(graph: Graph, around=()) -> None:
     """Topological order (stable), one producer a tensor, no unknown input, no cycle."""
-    ready = {*graph.inputs, *graph.initializers, *graph.constants}
+    ready = {*graph.inputs, *graph.initializers, *graph.constants, *around}
     made: set[str] = set()
     for op in graph.ops:
         for name in filter(None, op.outputs):
@@ -274,16 +323,31 @@ def _sort_and_check(graph: Graph) -> None:
     for name in graph.outputs:
         if name not in made and name not in ready:
             raise popart_exception(f"The graph output '{name}' is not produced by anything")
-    ordered, waiting = [], list(graph.ops)
-    while waiting:
-        later = []
-        for op in waiting:
-            if all(name in ready for name in op.inputs if name):
-                ready.update(op.outputs)
-                ordered.append(op)
-            else:
-                later.append(op)
-        if len(later) == len(waiting):
-            raise popart_exception(f"The graph has a cycle through {later[0].describe()}")
-        waiting = later
-    graph.ops = ordered
+    for op in graph.ops:
+        for nested in op.subgraphs():
+            _sort_and_check(nested, op.inputs[op.explicit :])
+    graph.ops = _in_order(graph.ops, ready)
+
+
+def _in_order(ops: list[Op], ready: set[str]) -> list[Op]:
+    """Topological order: an op as early as its inputs allow, otherwise as listed (Kahn, 1962)."""
+    waiting = [len({name for name in op.inputs if name and name not in ready}) for op in ops]
+    readers: dict[str, list[int]] = {}
+    for index, op in enumerate(ops):
+        for name in {name for name in op.inputs if name and name not in ready}:
+            readers.setdefault(name, []).append(index)
+    runnable = [index for index, count in enumerate(waiting) if count == 0]
+    heapq.heapify(runnable)
+    ordered = []
+    while runnable:
+        op = ops[heapq.heappop(runnable)]
+        ordered.append(op)
+        for name in op.outputs:
+            for index in readers.pop(name, ()):
+                waiting[index] -= 1
+                if waiting[index] == 0:
+                    heapq.heappush(runnable, index)
+    if len(ordered) < len(ops):
+        stuck = next(op for op, count in zip(ops, waiting) if count)
+        raise popart_exception(f"The graph has a cycle through {stuck.describe()}")
+    return ordered

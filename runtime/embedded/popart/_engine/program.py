@@ -108,13 +108,25 @@ def differentiate(graph, loss, wanted, grads_of, weights, inputs, seed, asked=No
         if grads_of:
             losses = [values[loss] for values in replicas]
             seeds = [seed.to(total.dtype).reshape(total.shape) for total in losses]
-            found = iter(torch.autograd.grad(losses, [values[n] for values in replicas for n in grads_of], seeds))
+            targets = [values[n] for values in replicas for n in grads_of]
+            found = iter(_gradients(losses, targets, seeds))
             gradients = [{name: next(found) for name in grads_of} for _ in replicas]
             if graph.check_floats:
                 for values in gradients:
                     for name, gradient in values.items():
                         _check_finite(f"The gradient of tensor '{name}'", [gradient])
     return [({n: values[n].detach() for n in wanted}, g) for values, g in zip(replicas, gradients)]
+
+
+def _gradients(losses, targets, seeds) -> list:
+    """Zeros where this run took a branch that does not read the tensor."""
+    import torch
+
+    pairs = [(loss, seed) for loss, seed in zip(losses, seeds) if loss.requires_grad]
+    if not pairs:
+        return [torch.zeros_like(t) for t in targets]
+    found = torch.autograd.grad([loss for loss, _ in pairs], targets, [seed for _, seed in pairs], allow_unused=True)
+    return [torch.zeros_like(t) if grad is None else grad for t, grad in zip(targets, found)]
 
 
 def _leaf(tensor, wants_grad: bool):
@@ -126,7 +138,7 @@ def plan(graph: Graph, wanted: Iterable[str], free: bool = True) -> list[tuple[O
     """The ops that `wanted` needs, each with the tensors that nothing reads afterwards."""
     needed, ops = set(wanted), []
     for op in reversed(graph.ops):
-        if needed.intersection(op.outputs):
+        if needed.intersection(op.outputs) or not op.outputs:  # an op without outputs (Abort) is there for its effect
             needed.update(n for n in op.inputs if n)
             ops.append(op)
     alive, steps = set(wanted), []

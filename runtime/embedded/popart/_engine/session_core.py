@@ -58,7 +58,7 @@ class SessionCore:
         self.steps = Steps(self)
         self.seed = 0
         self.random_state: torch.Tensor | None = None
-        self.random_ops = [op for op in self.graph.ops if op.op_type in shapes.RANDOM]
+        self.random_ops = [op for op in self.graph.walk() if op.op_type in shapes.RANDOM]
 
     # --- construction -------------------------------------------------------------------------------------------
 
@@ -237,8 +237,10 @@ class SessionCore:
         elif self.program is None:  # else loadExecutable brought one
             from .aot import AotProgram
 
-            if self.lockstep:
-                raise unsupported("collectives in the aot executor", "Use 'eager'.")
+            nested = next((op for op in self.graph.ops if op.subgraphs()), None)
+            if self.lockstep or nested is not None:
+                what = "collectives" if nested is None else nested.describe()
+                raise unsupported(f"{what} in the aot executor", "Use 'eager'.")
             self.program = AotProgram(self.graph, self.loss)
             self.program.compile(self.wanted, self.grads_of)
         if not self.training:
@@ -247,6 +249,10 @@ class SessionCore:
     @property
     def lockstep(self) -> bool:
         """Whether replicas talk to each other inside a micro-batch."""
+        top = set(self.graph.ops)
+        for op in self.graph.walk() if self.replicas > 1 else ():
+            if op not in top and lowering_across_replicas(op.domain, op.op_type, op.version):
+                raise unsupported(f"{op.describe()}, a collective inside a subgraph", "Move it to the main graph.")
         return self.replicas > 1 and any(
             lowering_across_replicas(op.domain, op.op_type, op.version) for op in self.graph.ops
         )

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import popart_exception, unsupported
+from ..errors import popart_exception, poplar_exception, unsupported
 from ..tensorinfo import TensorInfo
-from . import registry
+from . import registry, subgraphs
 from .ir import Graph, Op
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Dropout", "ShapedDropout"}
@@ -37,28 +37,34 @@ def resolve_inputs(graph: Graph, shapes: dict[str, TensorInfo]) -> dict[str, Ten
 
 def annotate(graph: Graph, shapes: dict[str, TensorInfo] | None = None) -> Graph:
     """Infers every shape and dtype, moves foldable ops into `graph.constants`; changes the graph and returns it."""
-    import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     graph.info = resolve_inputs(graph, shapes or {})
     graph.info.update({name: TensorInfo(a) for name, a in {**graph.initializers, **graph.constants}.items()})
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+    annotate_ops(graph, mode)
+    return graph
+
+
+def annotate_ops(graph: Graph, mode) -> None:
+    """Infers and folds the ops of a graph whose inputs have their infos. mode: a FakeTensorMode."""
+    import torch
+
     kept = []
     with torch.no_grad():
         for op in graph.ops:
             op.constants.update({i: graph.constants[n] for i, n in enumerate(op.inputs) if n in graph.constants})
-            folded = _fold(op, graph)
+            folded = fold(op, graph)
             if folded is None:
                 kept.append(op)
-                graph.info.update(_infer(op, graph, mode))
+                graph.info.update(infer(op, graph, mode))
             else:
                 graph.constants.update(folded)
                 graph.info.update({name: TensorInfo(array) for name, array in folded.items()})
     graph.ops = kept
-    return graph
 
 
-def _fold(op: Op, graph: Graph) -> dict[str, np.ndarray] | None:
+def fold(op: Op, graph: Graph) -> dict[str, np.ndarray] | None:
     """The outputs of an op whose inputs are all known, else None."""
     import torch
 
@@ -67,6 +73,8 @@ def _fold(op: Op, graph: Graph) -> dict[str, np.ndarray] | None:
     if op.op_type == "ConstantOfShape" and op.domain == "ai.onnx":
         value = op.attr("value", np.zeros(1, np.float32))
         return {op.outputs[0]: np.full(tuple(op.constant(0)), value.reshape(-1)[0], value.dtype)}
+    if op.subgraphs():
+        return None
     known = all(i in op.constants for i, name in enumerate(op.inputs) if name)
     if not known or not any(op.inputs) or op.op_type in RANDOM or op.domain != "ai.onnx":
         return None
@@ -74,7 +82,10 @@ def _fold(op: Op, graph: Graph) -> dict[str, np.ndarray] | None:
     return {name: t.detach().numpy() for name, t in zip(op.outputs, run_op(op, arrays)) if name}
 
 
-def _infer(op: Op, graph: Graph, mode) -> dict[str, TensorInfo]:
+def infer(op: Op, graph: Graph, mode) -> dict[str, TensorInfo]:
+    """The types of an op's outputs: its lowering runs once on tensors without data."""
+    if op.subgraphs():
+        subgraphs.annotate_nested(op, graph, mode)
     with mode:
         fakes = [fake_like(graph.info[name]) if name else None for name in op.inputs]
         results = run_op_in_replicas(op, [fakes] * graph.replicas)[0]
@@ -130,7 +141,7 @@ def run_op_in_replicas(op: Op, replicas: list[list]) -> list[tuple]:
 def _guarded(op: Op, inputs: list, call):
     try:
         return call()
-    except popart_exception:
+    except (popart_exception, poplar_exception):
         raise
     except Exception as error:  # whatever torch says about shapes or dtypes belongs to this op
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

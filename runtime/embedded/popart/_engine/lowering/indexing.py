@@ -27,32 +27,6 @@ def scatter_elements(op, data, indices, updates):
     return data.scatter(axis, wrap_index(indices, data.shape[axis]), updates)
 
 
-_REDUCE = {"sum": "sum", "max": "amax", "min": "amin", "mul": "prod"}
-
-
-@lowers("ai.graphcore", "ScatterReduce", 1)
-def scatter_reduce(op, data, indices, initial=None):
-    """Sum, max, min or product of the initial values (zeros for a sum) and the data that share an index."""
-    if op.attr("group_size", 1) != 1:
-        raise refuse(op, "group_size other than 1 is not supported by the embedded runtime")
-    axis, size = axis_of(op, op.attr("axis", -1), data.dim()), op.attr("axis_size")
-    if indices.dim() == 1 and data.dim() > 1 and op.attr("enable_index_broadcast", 1):
-        indices = indices.reshape([-1 if a == axis else 1 for a in range(data.dim())])
-    indices = indices.long().expand(data.shape)
-    shape = [size if a == axis else n for a, n in enumerate(data.shape)]
-    reduction = op.attr("reduction", "sum")
-    if initial is None and reduction not in ("sum", "none"):
-        raise refuse(op, f"reduction '{reduction}' needs initial values in the embedded runtime")
-    start = torch.zeros(shape, dtype=data.dtype, device=data.device) if initial is None else initial
-    if reduction == "none":
-        return start.scatter(axis, indices, data)
-    if reduction not in _REDUCE:
-        raise refuse(op, f"reduction '{reduction}' is unknown")
-    if reduction == "sum":
-        return start.scatter_add(axis, indices, data)
-    return start.scatter_reduce(axis, indices, data, _REDUCE[reduction])
-
-
 def _top(op, x, k, axis, largest):
     """(values, INT32 indices) of the k first in order; among equals the lower index first, as in onnxruntime."""
     axis = axis_of(op, axis, x.dim())

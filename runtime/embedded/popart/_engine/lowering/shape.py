@@ -113,8 +113,9 @@ def _end(end, step):
 
 
 @lowers("ai.onnx", "Slice", 1)
+@lowers("ai.graphcore", "Slice", 1)
 def slice_attributes(op, x):
-    return _slice(op, x, op.attr("starts"), op.attr("ends"), op.attr("axes", None), None)
+    return _slice(op, x, op.attr("starts"), op.attr("ends"), op.attr("axes", None) or None, None)
 
 
 @lowers("ai.onnx", "Slice", 10, 11)
@@ -161,6 +162,7 @@ def pad_inputs(op, x, pads=None, value=None):
 
 
 @lowers("ai.onnx", "DepthToSpace", 1, 11)
+@lowers("ai.graphcore", "DepthToSpace", 1)
 def depth_to_space(op, x):
     """[N,C*b*b,H,W] -> [N,C,H*b,W*b]; mode DCR (depth, column, row) or CRD."""
     n, c, h, w = x.shape
@@ -205,7 +207,7 @@ def dynamic_positions(op, offset, size, length):
 
 
 @lowers("ai.graphcore", "DynamicSlice", 1)
-def dynamic_slice(op, x, offset):
+def dynamic_slice(op, x, offset, template=None):
     """The part of x that begins at `offset` (one entry per axis of `axes`) and has `sizes`."""
     offset = offset.reshape(-1)
     for i, (axis, size) in enumerate(zip(op.attr("axes"), op.attr("sizes"))):
@@ -238,3 +240,12 @@ def dynamic_update(op, x, offset, part):
 @lowers("ai.graphcore", "DynamicAdd", 1)
 def dynamic_add(op, x, offset, part):
     return _written(op, x, offset, part, torch.add)
+
+
+@lowers("ai.graphcore", "DynamicZero", 1)
+def dynamic_zero(op, x, offset):
+    """x with zeros in the region of `sizes` at `offset` along `axes`."""
+    shape = list(x.shape)
+    for axis, size in zip(op.attr("axes"), op.attr("sizes")):
+        shape[axis] = size
+    return _written(op, x, offset, torch.zeros(shape, dtype=x.dtype, device=x.device), lambda old, new: new)
