@@ -36,6 +36,7 @@ NOT_EXPRESSIBLE = {
     "test_resize_tf_crop_and_resize*": "the embedded runtime refuses tf_crop_and_resize",
     "test_resize_downsample_scales_linear_half_pixel_symmetric": "half_pixel_symmetric is newer than opset 11",
     "test_resize_upsample_scales_linear_half_pixel_symmetric": "half_pixel_symmetric is newer than opset 11",
+    "test_lstm_with_peepholes": "PopART's LSTM has no peepholes",
     "test_scan_sum": "Scan-8 is older than PopART's Scan",
     "test_loop11": "its Slice has a length that depends on data, which PopART cannot have",
     "test_loop13_seq": "sequences are newer than opset 10 allows in PopART",
@@ -129,7 +130,7 @@ def _run(case):
     with torch.no_grad():  # inference: Dropout passes everything
         results = run_op(op, tensors)
     _check_fake(op, tensors, results)
-    for result, wanted in zip(results, expected):
+    for result, wanted in zip([r for r, name in zip(results, op.outputs) if name], expected):
         actual = result.numpy()
         if wanted.dtype != np.int64:
             assert actual.dtype == wanted.dtype
