@@ -8,14 +8,14 @@ import pytest
 import torch
 from popart_models import popart, run, started
 
-S, B, I, H = 4, 2, 3, 5
+S, B, IN, H = 4, 2, 3, 5
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 STATES = {"lstm": 2, "gru": 1, "rnn": 1}
 
 
 def data(kind, seed, directions=1):
     random, gates = np.random.default_rng(seed), GATES[kind]
-    shapes = {"x": (S, B, I), "w": (directions, gates * H, I), "r": (directions, gates * H, H),
+    shapes = {"x": (S, B, IN), "w": (directions, gates * H, IN), "r": (directions, gates * H, H),
               "b": (directions, 2 * gates * H), "h": (directions, B, H)}  # fmt: skip
     if kind == "lstm":
         shapes["c"] = (directions, B, H)
@@ -82,7 +82,7 @@ def test_gradients_are_those_of_torch(kind):
     session = popart.TrainingSession(builder.getModelProto(), flow, loss, popart.ConstSGD(0.1), models.device())
     found = run(started(session), **arrays)
 
-    layer = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[kind](I, H)
+    layer = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[kind](IN, H)
     half = GATES[kind] * H
     with torch.no_grad():
         layer.weight_ih_l0.copy_(reordered(kind, arrays["w"][0]))
@@ -112,7 +112,7 @@ def test_the_graphcore_lstm_is_the_same_layer_in_another_layout(full):
     weights = np.stack([np.concatenate([blocks["w"][k].T, blocks["r"][k].T]) for k in order])
     bias = np.stack([np.split(arrays["b"][0][: 4 * H] + arrays["b"][0][4 * H :], 4)[k] for k in order])
     other = popart.Builder()
-    x = other.addInputTensor("FLOAT", [S, B, I], "x")
+    x = other.addInputTensor("FLOAT", [S, B, IN], "x")
     state = other.addInitializedInputTensor(np.stack([arrays["h"][0], arrays["c"][0]]))
     args = [x, other.addInitializedInputTensor(weights), other.addInitializedInputTensor(bias), state]
     names = other.aiGraphcore.lstm(args, full)

@@ -1,8 +1,8 @@
 """popdet's executable file: what a session was built from, and its weights. A zip; nothing in it is a pickle.
 
-    manifest.json   {"format", "version", "facts", "members": {name: sha256}}
+    manifest.json   {"format", "version", "arrays": {member: weight}, "has_arrays", "members": {member: sha256}}
     facts.json      the caller's facts: hash of the IR, options, ...
-    weights/<n>.npy one little-endian array a weight; facts of the file name which is which
+    weights/<n>.npy one array a weight; the manifest says which is whose
 """
 from __future__ import annotations
 

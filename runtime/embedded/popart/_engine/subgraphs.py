@@ -42,6 +42,10 @@ def _input_infos(op: Op, around: Graph, graph: Graph) -> list[TensorInfo]:
         axes = op.attr("scan_input_axes", ()) or (0,) * op.attr("num_scan_inputs")
         slices = [_without(info, axis) for info, axis in zip(explicit[states:], axes)]
         return [*(device(info) for info in explicit[:states]), *slices]
+    if op.op_type == "PackedDataBlock":
+        batch, longest = op.attr("callbackBatchSize"), op.attr("maxSequenceLengths")
+        data = explicit[: 3 * len(longest) : 3]
+        return [device(TensorInfo(i.dtype, (batch, size, *i.dims[1:]))) for i, size in zip(data, longest)]
     return [device(info) for info in explicit]
 
 

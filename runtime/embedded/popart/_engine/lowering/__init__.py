@@ -3,6 +3,7 @@ from . import (
     activation,
     collectives,
     control_flow,
+    ctc,
     custom_ops,
     elementwise,
     graphcore,
@@ -17,13 +18,16 @@ from . import (
     reduction,
     resize,
     scatter,
+    sequence,
     shape,
+    spline,
 )
 
 __all__ = [
     "activation",
     "collectives",
     "control_flow",
+    "ctc",
     "custom_ops",
     "elementwise",
     "graphcore",
@@ -38,5 +42,7 @@ __all__ = [
     "reduction",
     "resize",
     "scatter",
+    "sequence",
     "shape",
+    "spline",
 ]
