@@ -6,6 +6,7 @@
 """
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -47,7 +48,8 @@ def save(path, facts: dict, arrays: dict[str, np.ndarray] | None = None) -> None
     except OSError as error:
         raise popart_exception(f"Cannot write the executable '{path}': {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def load(path) -> tuple[dict, dict[str, np.ndarray] | None]:

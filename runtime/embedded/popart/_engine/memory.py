@@ -87,11 +87,20 @@ def stashes(graph: Graph, options, placement: Placement, with_gradient: set[str]
     return found
 
 
+def of_session(core) -> dict:
+    """The account of a SessionCore."""
+    updater, sizes = core.updater, {}
+    if updater:
+        sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in updater.state.items()}
+        if core.options.enableGradientAccumulation:
+            infos = {name: updater.accumulator_info(name) for name in (_ACCUMULATOR + weight for weight in core.trained)}
+            sizes.update({name: info.nbytes() for name, info in infos.items() if info is not None})
+    return account(core.graph, core.options, core.placement, core.with_gradient, sizes)
+
+
 def summary(core) -> str:
     """The account of a session as a table of text."""
-    state = core.updater.state if core.updater else {}
-    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
-    found = account(core.graph, core.options, core.placement, core.with_gradient, sizes)
+    found = of_session(core)
     columns = ("weights", "optimizer state", "accumulators", "stashes", "total")
     lines = [
         f"Memory account, bytes a replica ({core.replicas} replicas); recomputation {core.options.autoRecomputation.name}",

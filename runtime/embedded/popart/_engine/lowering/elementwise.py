@@ -24,7 +24,8 @@ _GRAPHCORE_UNARY = {
 _ONNX_TYPES = {1: "FLOAT", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 9: "BOOL",
                10: "FLOAT16", 11: "DOUBLE", 12: "UINT32", 13: "UINT64", 16: "BFLOAT16"}  # fmt: skip
 _TORCH_TYPES = {"FLOAT": torch.float32, "UINT8": torch.uint8, "INT8": torch.int8, "INT16": torch.int16,
-                "INT32": torch.int32, "INT64": DEVICE_INT, "BOOL": torch.bool, "FLOAT16": torch.float16}  # fmt: skip
+                "UINT16": torch.uint16, "UINT32": torch.uint32, "INT32": torch.int32, "INT64": DEVICE_INT,
+                "BOOL": torch.bool, "FLOAT16": torch.float16}  # fmt: skip
 
 
 def dtype_of(op, code) -> torch.dtype:

@@ -6,7 +6,7 @@ import torch
 from ..registry import lowers
 from .common import refuse, wide
 
-_SMALLEST = {torch.float32: 1e-7, torch.float16: 6.104e-5}  # probabilities are raised to this before the logarithm
+_SMALLEST, _SMALLEST_HALF = 1e-7, 6.104e-5  # probabilities are raised to this before the logarithm
 
 
 def _reduce(op, values, count=None):
@@ -55,5 +55,5 @@ def nll(op, probabilities, labels):
 
 def _log(p):
     """log(max(p, smallest)), with the gradient 1 / max(p, smallest) below it as well (PopART's NllGrad)."""
-    smallest = _SMALLEST[p.dtype]
+    smallest = _SMALLEST_HALF if p.dtype == torch.float16 else _SMALLEST
     return torch.log(torch.where(p < smallest, smallest + (p - p.detach()), p))
