@@ -7,9 +7,10 @@ from .dataflow import DataFlow
 from .devices import DeviceInfo
 from .enums import DeviceType
 from .errors import absent, popart_exception, popart_runtime_error, unsupported
-from .inputs import InputShapeInfo, Patterns
+from .inputs import InputShapeInfo
 from .optimizer import Optimizer
 from .options import SessionOptions
+from .patterns import Patterns, check_mandatory
 from .stepio import PyWeightsIO
 
 # Methods that PopART has and this runtime refuses by name.
@@ -30,9 +31,10 @@ class _Session:
         ):  # fmt: skip
             if not isinstance(value, kind):
                 raise TypeError(f"{type(self).__name__}: {label} is a {type(value).__name__}")
+        self.name, self._patterns = name, Patterns() if patterns is None else patterns
+        check_mandatory(self._patterns)
         from ._engine.session_core import SessionCore  # imports torch, so not before a session is built
 
-        self.name, self._patterns = name, Patterns() if patterns is None else patterns
         self._core = SessionCore(fnModel, dataFlow, deviceInfo, inputShapeInfo, userOptions, loss, optimizer)
 
     def __getattr__(self, name):
@@ -169,36 +171,42 @@ class _Session:
         )
 
     def saveExecutable(self, path, savePopartMetadata=True, saveVariables=True):
-        """Stores the compiled program; a file, or a directory that gets `executable.pt2`. Weights stay in the model."""
-        self._program_file("saveExecutable").save(_executable_path(path))
+        """Stores what this session is and, with saveVariables, its weights; a file, or a directory that gets one.
+
+        The aot executor stores its compiled program (`executable.pt2`), the eager one a description that
+        loadExecutable checks (`executable.popef`).
+        """
+        program = self._core.executable()
+        if hasattr(program, "save"):
+            program.save(_inside(path, "executable.pt2"))
+            return
+        self._core.save_executable(_inside(path, "executable.popef"), saveVariables)
+
+    def saveVariables(self, path):
+        """Stores the weights and the optimizer state; a file, or a directory that gets `variables.popef`."""
+        self._core.save_variables(_inside(path, "variables.popef"))
 
     def loadExecutable(self, filename):
-        """Loads a program that saveExecutable stored, instead of prepareDevice's compilation."""
-        if self._core.options.executor != "aot":
-            raise unsupported("loadExecutable with the eager executor", _AOT_REMEDY)
-        self._core.load_program(_executable_path(filename))
+        """Takes the place of prepareDevice's compilation; the file must have been stored by an equal session."""
+        if self._core.options.executor == "aot":
+            self._core.load_program(_inside(filename, "executable.pt2"))
+        else:
+            self._core.load_executable(_inside(filename, "executable.popef"))
 
     def compileAndExport(self, filename):
+        """prepareDevice, then saveExecutable; for Ipu and OfflineIpu devices. Makes missing directories."""
         if self._core.device_info.type not in (DeviceType.Ipu, DeviceType.OfflineIpu):
             raise popart_runtime_error(
                 f"Executables for device type {self._core.device_info.type.name.lower()} cannot be saved"
             )
         if self._core.program is None:
             self._core.prepare()
+        os.makedirs(os.path.dirname(os.path.abspath(filename)), exist_ok=True)
         self.saveExecutable(filename)
 
-    def _program_file(self, call):
-        program = self._core.executable()
-        if not hasattr(program, "save"):
-            raise unsupported(f"{call} with the eager executor", _AOT_REMEDY)
-        return program
 
-
-_AOT_REMEDY = 'Set SessionOptions.engineOptions["popdet.executor"] = "aot".'
-
-
-def _executable_path(path):
-    return os.path.join(path, "executable.pt2") if os.path.isdir(path) else path
+def _inside(path, name):
+    return os.path.join(path, name) if os.path.isdir(path) else path
 
 
 class InferenceSession(_Session):

@@ -197,14 +197,38 @@ def test_stochastic_rounding_matters_only_for_half_on_an_ipu():
         )
 
 
-def test_executables_belong_to_the_aot_executor():
-    session = started(inference(convolution(1), ["y"]))
-    with pytest.raises(popart.popart_exception, match="saveExecutable with the eager executor"):
-        session.saveExecutable("nowhere.pt2")
-    with pytest.raises(popart.popart_exception, match="loadExecutable with the eager executor"):
-        session.loadExecutable("nowhere.pt2")
+def test_an_executable_is_stored_and_loaded_by_an_equal_session_only(tmp_path):
+    opts = options(constantWeights=False)
+    first = started(inference(convolution(1), ["y"], opts))
+    first.writeWeights(popart.PyWeightsIO({"b": np.full(4, 9, np.float32)}))
+    first.saveExecutable(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["executable.popef"]
+    second = inference(convolution(1), ["y"], opts)
+    second.loadExecutable(str(tmp_path))
+    assert models.weights_of(second, "b")["b"].tolist() == [9, 9, 9, 9]
+    with pytest.raises(popart.popart_exception, match="stored by another session: batchesPerStep differ"):
+        inference(convolution(1), ["y"], opts, steps=2).loadExecutable(str(tmp_path))
+    first.saveVariables(str(tmp_path))
+    assert (tmp_path / "variables.popef").exists()
     with pytest.raises(popart.popart_runtime_error, match="Executables for device type cpu cannot be saved"):
-        session.compileAndExport("nowhere.pt2")
+        first.compileAndExport(str(tmp_path / "x"))
+
+
+def test_an_offline_device_exports_what_an_equal_session_loads(tmp_path):
+    flow, offline = popart.DataFlow(1, ["y"]), popart.DeviceManager().createOfflineIPUDevice({"numIPUs": 1})
+    session = popart.InferenceSession(convolution(1).SerializeToString(), flow, offline)
+    path = tmp_path / "new" / "program.popef"
+    session.compileAndExport(str(path))
+    inference(convolution(1), ["y"]).loadExecutable(str(path))
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(popart.popart_exception, match="cut off|damaged"):
+        inference(convolution(1), ["y"]).loadExecutable(str(path))
+
+
+def test_reports_name_memory_and_ops():
+    session = started(inference(convolution(1), ["y"]))
+    assert "Memory account" in session.getSummaryReport()
+    assert '"Conv"' in session._serializeIr(popart.IrSerializationFormat.JSON)
 
 
 @pytest.mark.slow

@@ -16,11 +16,16 @@ from .ir import Graph, Op
 MAIN = "maingraph"
 
 
-def serialise(graph: Graph) -> str:
-    """JSON text of a placed graph; ops in the order in which they run."""
-    found = {MAIN: _ops(graph)}
+def serialise(graph: Graph, recomputed=()) -> str:
+    """JSON text of a placed graph; ops in the order in which they run.
+
+    recomputed: the ops that the backward pass computes again (memory.recomputed_ops); their attribute `recompute` is
+    YES, that of the others NO.
+    """
+    again = {id(op) for op in recomputed}
+    found = {MAIN: _ops(graph, again)}
     for op, key, inner in _subgraphs(graph, ""):
-        found[key] = _ops(inner, op)
+        found[key] = _ops(inner, again, op)
     return json.dumps(found)
 
 
@@ -33,7 +38,7 @@ def _subgraphs(graph: Graph, prefix: str):
                 yield from _subgraphs(value, f"{key}/")
 
 
-def _ops(graph: Graph, around: Op | None = None) -> list[dict]:
+def _ops(graph: Graph, again: set[int], around: Op | None = None) -> list[dict]:
     homes = {name: op.ipu for op in graph.ops for name in op.outputs}
     for op in graph.ops:  # a stream goes to the first virtual graph that reads it
         for name in op.inputs:
@@ -53,6 +58,7 @@ def _ops(graph: Graph, around: Op | None = None) -> list[dict]:
             else:
                 names.append(name)
         found.append(_op(graph, op, names, around))
+        found[-1]["attributes"]["recompute"] = "YES" if id(op) in again else "NO"
     return found
 
 

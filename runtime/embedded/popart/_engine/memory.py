@@ -62,7 +62,7 @@ def account(graph: Graph, options, placement: Placement, with_gradient: set[str]
 def stashes(graph: Graph, options, placement: Placement, with_gradient: set[str]) -> list[Stash]:
     """The activations that stay until the backward pass, under the recomputation in force."""
     producers = {name: op for op in graph.ops for name in op.outputs if name}
-    recomputed = {id(op) for op in _recomputed(graph, options, with_gradient)}
+    recomputed = {id(op) for op in recomputed_ops(graph, options, with_gradient)}
     kept: dict[tuple[str, int], int] = {}
     for op in graph.ops:
         if with_gradient.isdisjoint(op.outputs):
@@ -145,7 +145,7 @@ def _annotated(op: Op, kind: RecomputeType) -> bool:
     return kind.value in (value if isinstance(value, tuple) else (value,))
 
 
-def _recomputed(graph: Graph, options, with_gradient: set[str]) -> list[Op]:
+def recomputed_ops(graph: Graph, options, with_gradient: set[str]) -> list[Op]:
     """The ops whose outputs are computed again in the backward pass."""
     mode = options.autoRecomputation
     if mode is RecomputationType.NoRecompute:

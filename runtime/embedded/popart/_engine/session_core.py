@@ -10,7 +10,7 @@ from ..enums import DeviceType, ReductionType, VirtualGraphMode
 from ..errors import popart_exception, popart_runtime_error, unsupported
 from ..options import check_partials, partials_of, refuse_unsupported
 from ..tensorinfo import TensorInfo
-from . import anchors, model_io, shapes
+from . import anchors, executable, model_io, shapes
 from .anchor_sources import GRADIENT, Kind, resolve
 from .ir import import_model
 from .loss_scaling import AutomaticLossScaling, tracked
@@ -262,6 +262,39 @@ class SessionCore:
         from .aot import AotProgram
 
         self.program = AotProgram.load(path, self.graph, self.loss, self.wanted, self.grads_of)
+        self.prepare()
+
+    def _identity(self) -> dict:
+        """What an executable depends on, as JSON values."""
+        from .aot import graph_sha256
+
+        flow = self.data_flow
+        arts = {name: [flow.art(name).id().name, flow.art(name).rp()] for name in flow.anchors()}
+        return {
+            "graph": graph_sha256(self.graph), "loss": self.loss, "batchesPerStep": flow.batchesPerStep(), "anchors": arts,
+            "accumulationFactor": self.accumulation, "replicatedGraphCount": self.replicas,
+            "optimizer": type(self.optimizer).__name__ if self.optimizer else None,
+            "state": sorted(self._state()), "pipelining": self.options.enablePipelining,
+        }  # fmt: skip
+
+    def save_executable(self, path, with_variables: bool) -> None:
+        executable.save(path, self._identity(), self.host if with_variables else None)
+
+    def save_variables(self, path) -> None:
+        executable.save(path, {"variables": sorted(self.host)}, self.host)
+
+    def load_executable(self, path) -> None:
+        """Checks that the file was stored by an equal session; takes its weights where it has some."""
+        found, arrays = executable.load(path)
+        mine = self._identity()
+        differing = [name for name in mine if found.get(name) != mine[name]]
+        if differing:
+            raise popart_exception(
+                f"The executable '{path}' was stored by another session: {', '.join(differing)} differ. Build the session "
+                f"from the same model and options, or call prepareDevice."
+            )
+        for name, array in (arrays or {}).items():
+            self.host[name][...] = array
         self.prepare()
 
     def executable(self) -> Program:
