@@ -9,9 +9,9 @@ STEPS = 4
 
 
 def session_of(model, loss):
+    values = {"defaultLearningRate": 0.05, "defaultMomentum": 0.9, "defaultWeightDecay": 0.01}
     session = popart.TrainingSession(
-        model, popart.DataFlow(1, [loss]), loss,
-        popart.SGD({"defaultLearningRate": (0.05, False), "defaultMomentum": (0.9, False), "defaultWeightDecay": (0.01, False)}),
+        model, popart.DataFlow(1, [loss]), loss, popart.SGD({name: (value, False) for name, value in values.items()}),
         popart.DeviceManager().createCpuDevice(),
     )
     session.prepareDevice()

@@ -36,7 +36,8 @@ def main():
     replayed = step()
 
     share = (first[kept] == 0).mean()
-    print(f"dropped {share:.1%}, kept ones are {first[kept].max():.4f}; noise {first[noise].mean():.2f} +- {first[noise].std():.2f}")
+    print(f"dropped {share:.1%}, kept ones are {first[kept].max():.4f}")
+    print(f"noise {first[noise].mean():.2f} +- {first[noise].std():.2f}")
     assert abs(share - RATIO) < 0.05 and np.isclose(first[kept].max(), 1 / (1 - RATIO))
     assert abs(first[noise].mean() - 2) < 0.05 and abs(first[noise].std() - 0.5) < 0.05
     assert not np.array_equal(first[kept], second[kept])
