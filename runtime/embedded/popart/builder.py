@@ -84,7 +84,7 @@ class Builder(NodeAttributes, Placement):
         """A node of any op. attributes: {name: str | int | float | list of int | list of float}; a list of ids."""
         from ._builder import attributes as encoding
 
-        self._model.opsets.setdefault(domain, 1)
+        self._model.opsets.setdefault(domain, self.aiOnnx.version if domain == "ai.onnx" else 1)
         protos = [encoding.custom_op_attribute(key, value) for key, value in dict(attributes).items()]
         return self._add_op(domain, self._model.opsets[domain], opName, list(inputs), numOutputs, protos, name)
 
@@ -126,13 +126,7 @@ class Builder(NodeAttributes, Placement):
                 debugContext = value
         array = np.array(initVal, order="C")
         TensorInfo(array)  # a type that PopART does not have raises TypeError
-        metadata = dict(_DEFAULT_VARIABLE)
-        if variableSettings is not None:
-            group, mode = variableSettings.getSharedVariableDomain(), variableSettings.getRetrievalMode()
-            metadata = {
-                "__comm_group_type": str(int(group.type)), "__comm_group_size": str(int(group.replicaGroupSize)),
-                "__variable_settings": str(int(mode)),
-            }  # fmt: skip
+        metadata = {**_DEFAULT_VARIABLE, **_sharing(variableSettings)}
         return self._model.add_initializer(array, _debug_name(debugContext) or "init_input", metadata)
 
     def addOutputTensor(self, outputName):
@@ -192,7 +186,6 @@ class Builder(NodeAttributes, Placement):
         return [tensor.name for tensor in self._model.graph.initializer]
 
     def isInitializer(self, id):
-        self._model.check_known(id)
         return self._model.is_initializer(id)
 
     def _info(self, id, what):
@@ -220,9 +213,9 @@ for _version in range(6, 12):
 
 
 def _debug_name(debug):
-    """The name in a debugContext: a str, or an object that has one."""
-    if isinstance(debug, str):
-        return debug
+    """The name in a debugContext: a str, an object that has one, or None."""
+    if isinstance(debug, str) or debug is None:
+        return debug or ""
     for attribute in ("getPathName", "name", "getName"):
         found = getattr(debug, attribute, None)
         if found is not None:
@@ -251,6 +244,19 @@ def _input_arguments(args, keywords):
     if named:
         raise TypeError(f"addInputTensor(): incompatible function arguments: {', '.join(named)}")
     return info, settings, debug
+
+
+def _sharing(settings):
+    """The metadata of VariableSettings: which replicas share a weight and what the host reads back."""
+    if settings is None:
+        return {}
+    if settings.isUsingCommGroup():
+        group = settings.getSharedVariableDomain()
+        numbers = {"__comm_group_type": group.type, "__comm_group_size": group.replicaGroupSize}
+    else:
+        numbers = {"__variable_stride": settings.getStride(), "__comm_group_size": settings.getGroupSize()}
+    numbers["__variable_settings"] = settings.getRetrievalMode()
+    return {key: str(int(number)) for key, number in numbers.items()}
 
 
 def _load(modelProtoOrFilename):

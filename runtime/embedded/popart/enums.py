@@ -70,7 +70,7 @@ VariableRetrievalMode = _make("VariableRetrievalMode", "OnePerGroup AllReduceRep
 DataType = _make(
     "DataType",
     "UINT8 INT8 UINT16 INT16 INT32 INT64 UINT32 UINT64 BOOL FLOAT FLOAT16 BFLOAT16 DOUBLE COMPLEX64 COMPLEX128 STRING "
-    "UNDEFINED",
+    "FLOAT8_143 FLOAT8_152 UNDEFINED",
 )
 
 

@@ -65,11 +65,37 @@ class OutOfMemoryException(popart_exception):
         self._summary = summary
         self._profile_path = profile_path
 
+    def isSuccessful(self):
+        """Whether a report could be made though the program does not fit."""
+        return bool(self._summary)
+
     def getSummaryReport(self):
         return self._summary
 
     def getProfilePath(self):
         return self._profile_path
+
+
+class OutOfMemoryError:
+    """What prepareDevice of the compiled module fills; false until memory ran out. Python raises OutOfMemoryException."""
+
+    def __init__(self):
+        self._error = None
+
+    def isSuccessful(self):
+        return self._error is None
+
+    def getSummaryReport(self):
+        return "" if self._error is None else self._error.getSummaryReport()
+
+    def getProfilePath(self):
+        return "" if self._error is None else self._error.getProfilePath()
+
+    def __str__(self):
+        return "" if self._error is None else str(self._error)
+
+    def __repr__(self):
+        return f"OutOfMemoryError({self})"
 
 
 def unsupported(what, remedy=""):
@@ -85,3 +111,8 @@ def absent(what, remedy=""):
         raise unsupported(what, remedy)
 
     return refuse
+
+
+for _name, _kind in list(globals().items()):
+    if isinstance(_kind, type) and issubclass(_kind, Exception):
+        _kind.__module__ = "popart_core"  # where PopART has them: a traceback ends with the same line

@@ -1,16 +1,8 @@
-"""InputShapeInfo and Patterns: the two smaller arguments of a session."""
-from .enums import PatternsLevel
+"""InputShapeInfo and InputSettings: what a program says about the inputs of a model."""
+from .enums import ExchangeStrategy, ReplicatedStreamMode, TileSet
 from .errors import popart_exception
+from .patterns import Patterns  # noqa: F401  # sessions take it from here
 from .tensorinfo import TensorInfo
-
-# Graph rewrites of PopART that change speed or memory, never results beyond rounding: the names are checked, no more.
-_PATTERNS = frozenset(
-    """PreUniRepl PostNRepl SoftMaxGradDirect SoftmaxGradDirect NlllWithSoftMaxGradDirect NlllWithSoftmaxGradDirect
-    OpToIdentity SubtractArg1GradOp MulArgGradOp MatMulOp MatMulLhsGradOp MatMulRhsGradOp InPlace
-    ViewSimplifyPattern SplitGather PackedDataBlock UpdateInplacePrioritiesForIpu SplitGradOpToConcat
-    ConvDataGrad DivArg0GradOp DivArg1GradOp PowArg0GradOp PowArg1GradOp SinGradOp SoftmaxGrad CosGradOp TanToSinOverCos
-    DecomposeBinaryConstScalar ConvTranspose ContiguateIpuCopyIndicesPattern LSTMOp GRUOp UpsampleToResize""".split()
-)
 
 
 class InputShapeInfo:
@@ -20,54 +12,59 @@ class InputShapeInfo:
         self._infos = {}
 
     def add(self, tensorId, info):
+        """A second call for one id keeps the first TensorInfo, as std::map::insert does."""
+        if not isinstance(tensorId, str):
+            raise TypeError(f"InputShapeInfo.add takes a tensor id, not {tensorId!r}")
         if not isinstance(info, TensorInfo):
             raise TypeError("InputShapeInfo.add takes a TensorInfo")
-        self._infos[tensorId] = info
+        self._infos.setdefault(tensorId, info)
 
     def get(self, tensorId):
         if tensorId not in self._infos:
-            raise popart_exception(f"There is no '{tensorId}' in this InputShapeInfo")
+            raise popart_exception(f"No input tensor info provided for '{tensorId}' in InputShapeInfo")
         return self._infos[tensorId]
 
     def has(self, tensorId):
         return tensorId in self._infos
 
 
-class Patterns:
-    """`Patterns()`, `Patterns(PatternsLevel.X)` or `Patterns([names])`. The embedded runtime needs none of them."""
+class InputSettings:
+    """`InputSettings(tileSet, exchangeStrategy)` or `InputSettings(ReplicatedStreamMode.Broadcast)`.
 
-    def __init__(self, patterns=PatternsLevel.Default):
-        self._enabled = {}
-        self._asserts = True
-        if isinstance(patterns, PatternsLevel):
-            self.level = patterns
-        else:
-            self.level = PatternsLevel.NoPatterns
-            for name in patterns:
-                self.enablePattern(name, True)
+    The keyword of the second form is `relicatedStreamMode`, spelled as PopART spells it.
+    """
 
-    def enablePattern(self, name, value):
-        if name not in _PATTERNS:
-            raise popart_exception(f"Unknown pattern {name}.")
-        self._enabled[name] = bool(value)
-        return self
+    def __init__(
+        self,
+        tileSet=TileSet.Compute,
+        exchangeStrategy=ExchangeStrategy.JustInTime,
+        relicatedStreamMode=ReplicatedStreamMode.Replicate,
+    ):
+        if isinstance(tileSet, ReplicatedStreamMode):
+            tileSet, relicatedStreamMode = TileSet.Compute, tileSet
+        self._tile_set = tileSet
+        self._exchange = exchangeStrategy
+        self._stream_mode = relicatedStreamMode
+        for value, kind in (
+            (tileSet, TileSet), (exchangeStrategy, ExchangeStrategy), (relicatedStreamMode, ReplicatedStreamMode)
+        ):  # fmt: skip
+            if not isinstance(value, kind):
+                raise TypeError(f"InputSettings(): {value!r} is not a {kind.__name__}")
 
-    def isPatternEnabled(self, name):
-        if name not in _PATTERNS:
-            raise popart_exception(f"Unknown pattern {name}.")
-        return self._enabled.get(name, self.level not in (PatternsLevel.NoPatterns, PatternsLevel.Minimal))
+    def tileSet(self):
+        return self._tile_set
 
-    def enableRuntimeAsserts(self, value):
-        self._asserts = bool(value)
-        return self
+    def exchangeStrategy(self):
+        return self._exchange
 
-    @property
-    def InPlace(self):
-        return self.isPatternEnabled("InPlace")
+    def replicatedStreamMode(self):
+        return self._stream_mode
 
-    @InPlace.setter
-    def InPlace(self, value):
-        self.enablePattern("InPlace", value)
+    def setTileSet(self, tileSet):
+        self._tile_set = tileSet
 
-    def __repr__(self):
-        return f"Patterns(level={self.level.name}, {self._enabled})"
+    def setExchangeStrategy(self, exchangeStrategy):
+        self._exchange = exchangeStrategy
+
+    def setReplicatedStreamMode(self, streamMode):
+        self._stream_mode = streamMode

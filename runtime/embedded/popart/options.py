@@ -131,7 +131,7 @@ FIELDS = {
     "automaticLossScalingSettings": Field(AutomaticLossScalingSettings, USED),
     "enableSupportedDataTypeCasting": Field(True, USED),
     "enableExplicitMainLoops": Field(False, USED),
-    "groupNormStridedChannelGrouping": Field(False, "Channel groups are contiguous, as in torch."),
+    "groupNormStridedChannelGrouping": Field(False, USED),
     "enableMergeExchange": Field(True),
     "ensureFp32LossScaleTensor": Field(False, "Keep lossScaling within the range of the loss's type."),
     "enableInplaceAmbiguityChecking": Field(False),
@@ -231,7 +231,7 @@ def refuse_unsupported(options):
 
 def check_partials(value, where):
     """Raises unless `value` names partials that PopLibs has; "" leaves the default, float."""
-    if value not in ("", "float", "half"):
+    if value.lower() not in ("", "float", "half"):
         raise popart_exception(f"Bad partialsType '{value}' ({where}); it is 'float' or 'half'")
 
 

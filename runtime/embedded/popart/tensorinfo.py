@@ -3,6 +3,8 @@ from typing import Tuple
 
 import numpy as np
 
+from .enums import DataType
+
 _NUMPY_OF = {
     "FLOAT": np.float32, "FLOAT16": np.float16, "DOUBLE": np.float64, "BOOL": np.bool_,
     "INT8": np.int8, "INT16": np.int16, "INT32": np.int32, "INT64": np.int64,
@@ -61,6 +63,8 @@ class TensorInfo:
 
 
 def _as_dtype(dtype, args):
+    if isinstance(dtype, DataType):
+        dtype = dtype.name
     if isinstance(dtype, str) and dtype in _NUMPY_OF:
         return np.dtype(_NUMPY_OF[dtype])
     try:

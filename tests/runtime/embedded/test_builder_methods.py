@@ -135,6 +135,17 @@ def test_positional_order_is_popart_s():
     assert attributes(last_node(builder)) == {"axes": [1], "keepdims": 0}
 
 
+def test_an_empty_list_of_axes_is_not_the_absence_of_axes():
+    builder = popart.Builder()
+    x = builder.addInputTensor("FLOAT", [2, 3])
+    builder.aiOnnx.reducesum([x], [])
+    assert attributes(last_node(builder)) == {"axes": []}
+    builder.aiOnnx.reducesum([x])
+    assert attributes(last_node(builder)) == {}
+    builder.aiOnnx.conv([builder.addInputTensor("FLOAT", [1, 1, 3, 3])] * 2, pads=[])  # the default is empty
+    assert attributes(last_node(builder)) == {}
+
+
 def test_lists_may_be_tuples_or_numpy_arrays():
     builder = popart.Builder()
     x = builder.addInputTensor("FLOAT", [2, 3])
@@ -164,6 +175,8 @@ def test_graphcore_enumerations_are_stored_as_popart_stores_them():
     assert attributes(last_node(builder)) == {"reduction": b"Mean", "ignoreIndex": 0}
     with pytest.raises(TypeError):
         gc.identityloss([x], "Mean")
+    gc.init([2], popart.DataType.FLOAT16, popart.InitType.Zero)
+    assert attributes(last_node(builder)) == {"shape": [2], "data_type": onnx.TensorProto.FLOAT16, "init_type": 1}
     assert len(gc.sort([x])) == len(gc.reducemedian([x])) == 2
     assert gc.abort([x]) is None
 

@@ -166,7 +166,6 @@ def test_offline_device_and_uncompiled_engine_cannot_run():
 @pytest.mark.parametrize(
     "field, value, named",
     [
-        ("groupNormStridedChannelGrouping", True, "groupNormStridedChannelGrouping"),
         ("globalReplicationFactor", 2, "globalReplicationFactor"),
         ("updatableNamedBuffers", ["w"], "updatableNamedBuffers"),
     ],
@@ -190,11 +189,6 @@ def test_stochastic_rounding_matters_only_for_half_on_an_ipu():
     half = model("g (float16[2] x) => (float16[2] y) { y = Neg(x) }")
     with pytest.warns(UserWarning, match="Stochastic rounding is ignored"):
         inference(half, ["y"], options(enableStochasticRounding=True))
-    ipu = popart.DeviceManager().acquireAvailableDevice(1)
-    with pytest.raises(popart.popart_exception, match="enableStochasticRounding on a graph with FLOAT16 tensors"):
-        popart.InferenceSession(
-            half.SerializeToString(), popart.DataFlow(1, ["y"]), ipu, userOptions=options(enableStochasticRounding=True)
-        )
 
 
 def test_an_executable_is_stored_and_loaded_by_an_equal_session_only(tmp_path):
@@ -221,7 +215,7 @@ def test_an_offline_device_exports_what_an_equal_session_loads(tmp_path):
     session.compileAndExport(str(path))
     inference(convolution(1), ["y"]).loadExecutable(str(path))
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(popart.popart_exception, match="cut off|damaged"):
+    with pytest.raises(popart.popart_exception, match=r"cut off|damaged"):
         inference(convolution(1), ["y"]).loadExecutable(str(path))
 
 

@@ -143,9 +143,15 @@ def _comm_group(name, value):
 
 
 def _data_type(name, value):
-    if isinstance(value, DataType):
-        return value.name
-    return _str(name, value) if isinstance(value, str) else _int(name, value)
+    """ONNX's number of a DataType, of its name, or that number itself."""
+    from onnx import TensorProto
+
+    text = value.name if isinstance(value, DataType) else value
+    if isinstance(text, str):
+        if text.upper() not in TensorProto.DataType.keys():
+            raise popart_exception(f"The argument '{name}' names an unknown data type '{text}'")
+        return TensorProto.DataType.Value(text.upper())
+    return _int(name, value)
 
 
 _ENCODERS = {

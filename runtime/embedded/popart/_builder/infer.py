@@ -13,7 +13,7 @@ from ..tensorinfo import TensorInfo
 from . import attributes, subgraph_infer
 
 _SMALL = 64  # elements: shapes and the like are folded, weights are not
-_DATA = 4096  # elements of a constant that ONNX's inference is shown
+_DATA = 4096  # elements of a constant that inference is shown
 
 
 class Inference:
@@ -27,7 +27,8 @@ class Inference:
 
     def initializer(self, name: str, array: np.ndarray) -> None:
         self.info[name] = TensorInfo(array)
-        self.constants[name] = array
+        if array.size <= _DATA:  # no shape depends on the values of a large weight
+            self.constants[name] = array
 
     def info_of(self, name: str) -> TensorInfo | None:
         """What is known of a tensor of this graph or of one around it."""
@@ -72,7 +73,8 @@ class Inference:
         array = self._evaluate(node)
         if array is None:
             return {}
-        self.constants[node.output[0]] = array
+        if array.size <= _DATA:
+            self.constants[node.output[0]] = array
         return {node.output[0]: TensorInfo(array)}
 
     def _evaluate(self, node) -> np.ndarray | None:
@@ -115,7 +117,7 @@ class Inference:
         known = {name: self.info_of(name) for name in node.input if name}
         types = {name: type_proto(info) for name, info in known.items() if info is not None}
         data = {name: self.constant_of(name) for name in known}
-        protos = {n: numpy_helper.from_array(a, n) for n, a in data.items() if a is not None and a.size <= _DATA}
+        protos = {n: numpy_helper.from_array(a, n) for n, a in data.items() if a is not None and _may_be_sizes(a)}
         schema = defs.get_schema(node.op_type, opset)
         return shape_inference.infer_node_outputs(
             schema, node, types, protos, opset_imports=[helper.make_opsetid("", opset)], ir_version=4
@@ -168,6 +170,11 @@ class Inference:
 
             self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         return self._mode
+
+
+def _may_be_sizes(array: np.ndarray) -> bool:
+    """Shapes, axes, counts, or the scales of a Resize; not a weight."""
+    return array.dtype.kind in "iu" or array.size <= _SMALL
 
 
 def type_proto(info: TensorInfo) -> TypeProto:

@@ -183,20 +183,9 @@ def _attribute(method, key, kind, value):
         return []
     if len(kind) > 1 and kind[0] not in graphcore.ALWAYS_WRITTEN:
         is_list = kind[0] in ("ints", "floats", "strs")
-        if (list(value) if is_list else value) == kind[1] or (is_list and not len(value)):
+        if (list(value) if is_list else value) == kind[1]:  # an empty list is written where None is the default
             return []
     name = graphcore.ATTRIBUTES.get((method, key), key)
     if method == "cast" and key == "to":
-        return [attributes.from_python(name, _element_type(value))]
+        return [attributes.encode(name, "data_type", value)]
     return [attributes.encode(name, kind[0], value)]
-
-
-def _element_type(name):
-    """TensorProto's number of an element type: "FLOAT16", or the number itself."""
-    from onnx import TensorProto
-
-    if isinstance(name, str):
-        if name.upper() not in TensorProto.DataType.keys():
-            raise popart_exception(f"Unknown data type '{name}' to cast to")
-        return TensorProto.DataType.Value(name.upper())
-    return int(name)

@@ -97,19 +97,24 @@ class Model:
         value.CopyFrom(value_info(name, info))
         if info is not None:
             self.inference.info[name] = info
-        for key, text in {"__debug_id/input": str(self._next_debug_id()), **metadata}.items():
-            self.set_metadata(f"{key}/{name}", text)
+        self._describe(name, metadata)
         return name
 
+    def _describe(self, name: str, metadata: dict[str, str]) -> None:
+        for key, text in {"__debug_id/input": str(self._next_debug_id()), **metadata}.items():
+            self.set_metadata(f"{key}/{name}", text)
+
     def add_initializer(self, array, base: str, metadata: dict[str, str]) -> str:
-        info = TensorInfo(array)
-        name = self.add_input(info, base, metadata)
+        """Also an input, as in every ONNX model of IR version 3; but the inputs of a body are those of its node."""
+        if self.parent is None:
+            name = self.add_input(TensorInfo(array), base, metadata)
+        else:
+            name = self.unique(base)
         tensor = self.graph.initializer.add()
         tensor.CopyFrom(numpy_helper.from_array(array, name))
-        if tensor.data_type == TensorProto.FLOAT16:  # PopART packs two halves in an int32
-            halves = array.reshape(-1).view("uint16")
+        if tensor.data_type == TensorProto.FLOAT16:  # as integers, where PopART and ONNX before raw_data keep halves
             tensor.ClearField("raw_data")
-            tensor.int32_data.extend(int(h) for h in halves)
+            tensor.int32_data.extend(array.reshape(-1).view("uint16").tolist())
         self.inference.initializer(name, array)
         self._initializers.add(name)
         return name

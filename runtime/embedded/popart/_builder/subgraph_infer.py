@@ -1,4 +1,4 @@
-"""What Call, If, Loop and Scan return: their bodies are gone through with the types that the node gives them."""
+"""What the ops with bodies return: Call, If, Loop, Scan, PackedDataBlock. Their nodes are gone through with the types given."""
 from __future__ import annotations
 
 import numpy as np
@@ -23,13 +23,13 @@ def _ints(node, name):
 
 
 def _results(graph, inputs, known) -> list[TensorInfo | None]:
-    """The infos of a body's outputs, with these infos (None: as the body declares) for its inputs."""
+    """The infos of a body's outputs, with these infos for the inputs whose type the body leaves open."""
     inner = known.inner()
     for tensor in graph.initializer:
         inner.initializer(tensor.name, numpy_helper.to_array(tensor))
     formal = [value for value in graph.input if value.name not in inner.info]
     for value, info in zip(formal, [*inputs, *[None] * len(formal)]):
-        info = info or _declared(value)
+        info = _declared(value) or info
         if info is not None:
             inner.info[value.name] = info
     for node in graph.node:
@@ -95,8 +95,16 @@ def _scan(node, known):
     return [*found[: len(states)], *[_stacked(info, length, axis) for info, axis in zip(stacked, out_axes)]]
 
 
+def _packed_data_block(node, known):
+    """The callback gives [batch, longest sequence, ...]; packed again that is [resultSize, ...]."""
+    (made,) = _results(_body(node, "callback"), [], known)
+    rows = next(a.i for a in node.attribute if a.name == "resultSize")
+    return [made and TensorInfo(made.dtype, (rows, *made.dims[2:]))]
+
+
 _RULES = {
     ("ai.graphcore", "Call"): _call,
+    ("ai.graphcore", "PackedDataBlock"): _packed_data_block,
     ("ai.onnx", "If"): _if,
     ("ai.onnx", "Loop"): _loop,
     ("ai.onnx", "Scan"): _scan,

@@ -86,7 +86,7 @@ def graph_sha256(graph: Graph) -> str:
         add(op.domain, op.op_type, op.version, op.inputs, op.outputs)
         for name in sorted(op.attrs):
             add(name, op.attrs[name])
-        add(op.settings.get("__partials_type"))
+        add(op.settings.get("__partials_type"), op.settings.get("__strided_channel_grouping"))
     for name in sorted(graph.constants):
         add(name, graph.constants[name])
     for name in (*sorted(graph.initializers), *graph.inputs):

@@ -17,9 +17,10 @@ from .pipeline import RECOMPUTE_ATTRIBUTE, Placement
 _READS_NOTHING = frozenset(
     """Add Sub Sum Mean Neg Identity Reshape Flatten Squeeze Unsqueeze Transpose Concat Split Slice Pad Cast Tile Expand
     ReduceSum ReduceMean AveragePool GlobalAveragePool Detach Nop Scale AddBias DepthToSpace SpaceToDepth Subsample Round
-    Floor Ceil IdentityLoss""".split()
+    Floor Ceil IdentityLoss ReplicatedAllReduce ReplicatedReduceScatter ReplicatedAllGather
+    Dropout ShapedDropout""".split()
 )
-_READS_OUTPUTS = frozenset("Relu Sigmoid Tanh Softmax LogSoftmax Exp Sqrt Reciprocal Dropout".split())
+_READS_OUTPUTS = frozenset("Relu Sigmoid Tanh Softmax LogSoftmax Exp Sqrt Reciprocal".split())
 _NORMS = frozenset("BatchNormalization GroupNormalization InstanceNormalization".split())
 _NONLINEARITIES = frozenset("Relu LeakyRelu Sigmoid Tanh Elu Selu Gelu Swish Softplus Softsign".split())
 _ACCUMULATOR = "Accum___"
@@ -148,6 +149,8 @@ def _annotated(op: Op, kind: RecomputeType) -> bool:
 def recomputed_ops(graph: Graph, options, with_gradient: set[str]) -> list[Op]:
     """The ops whose outputs are computed again in the backward pass."""
     mode = options.autoRecomputation
+    if not with_gradient:
+        return []
     if mode is RecomputationType.NoRecompute:
         return [op for op in graph.ops if _annotated(op, RecomputeType.Recompute)]
     candidates = [op for op in graph.ops if not _annotated(op, RecomputeType.Checkpoint)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .._builder.saving import wrote
 from ..errors import popart_exception
 
 # popart/tensornames.hpp: names that contain one of these belong to PopART.
@@ -51,13 +52,14 @@ def external_locations(model_or_filename) -> dict[str, tuple[Path, int]]:
     import onnx
 
     if isinstance(model_or_filename, (bytes, bytearray)):
-        return {}
-    path = Path(model_or_filename)
-    model, found = onnx.load(path, load_external_data=False), {}
+        model, folder = onnx.ModelProto.FromString(bytes(model_or_filename)), Path.cwd()
+    else:
+        model, folder = onnx.load(model_or_filename, load_external_data=False), Path(model_or_filename).resolve().parent
+    found = {}
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             facts = {entry.key: entry.value for entry in tensor.external_data}
-            found[tensor.name] = path.resolve().parent / facts["location"], int(facts.get("offset", 0))
+            found[tensor.name] = (folder / facts["location"]).resolve(), int(facts.get("offset", 0))
     return found
 
 
@@ -76,12 +78,13 @@ def _load_external(tensor, folder, where) -> None:
 
     facts = {entry.key: entry.value for entry in tensor.external_data}
     location = facts.get("location", "")
-    if folder is None:
+    path = ((folder or Path.cwd()) / location).resolve()
+    trusted = bool(location) and wrote(path)  # saveInitializersExternally of this process made the file
+    if folder is None and not trusted:
         raise popart_exception(
             f"The initializer '{tensor.name}' of {where} is external data ('{location}'); give the session a filename"
         )
-    path = (folder / location).resolve()
-    if not location or Path(location).is_absolute() or folder not in path.parents:
+    if not location or not (trusted or folder in path.parents):
         raise popart_exception(
             f"The initializer '{tensor.name}' of {where} points outside the model's folder: location '{location}'"
         )

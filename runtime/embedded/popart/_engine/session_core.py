@@ -10,7 +10,7 @@ from ..enums import DeviceType, ReductionType, VirtualGraphMode
 from ..errors import popart_exception, popart_runtime_error, unsupported
 from ..options import check_partials, partials_of, refuse_unsupported
 from ..tensorinfo import TensorInfo
-from . import anchors, executable, model_io, shapes
+from . import anchors, executable, model_io, numerics, shapes
 from .anchor_sources import GRADIENT, Kind, resolve
 from .ir import import_model
 from .loss_scaling import AutomaticLossScaling, tracked
@@ -20,6 +20,7 @@ from .registry import lowering_across_replicas
 from .stale_pipeline import StaleWeights, delays
 from .steps import Steps
 from .updates import WeightUpdater, make_updater
+from .variable_groups import refuse_grouped
 from .variables import Variables
 
 _PRODUCTS = ("Conv", "ConvTranspose", "MultiConv", "MatMul", "Gemm")
@@ -37,8 +38,10 @@ class SessionCore:
         self.external = model_io.external_locations(model)
         self.graph = import_model(self.model, options.strictOpVersions)
         self.graph.replicas = options.replicas
+        refuse_grouped(self.graph.metadata, self.graph.initializers, options.replicas)
         self.saved_state = self._take_saved_state()
         shapes.annotate(self.graph, shape_info._infos)
+        self.stochastic = False  # whether halves are rounded stochastically
         self._check_dtypes()
         self.with_gradient = self._gradients()
         self.trained = [name for name in self.graph.initializers if name in self.with_gradient]
@@ -58,7 +61,8 @@ class SessionCore:
         self.steps = Steps(self)
         self.seed = 0
         self.random_state: torch.Tensor | None = None
-        self.random_ops = [op for op in self.graph.walk() if op.op_type in shapes.RANDOM]
+        random_ops = any(op.op_type in shapes.RANDOM for op in self.graph.walk())
+        self.draws = random_ops or self.stochastic  # whether a run draws random numbers
 
     # --- construction -------------------------------------------------------------------------------------------
 
@@ -102,14 +106,17 @@ class SessionCore:
         if self.options.enableStochasticRounding and half is not None:
             if self.device_info.type is not DeviceType.Ipu:
                 warnings.warn("Stochastic rounding is ignored on CPU and IpuModel devices", stacklevel=5)
+            elif self.options.executor == "aot":
+                raise unsupported("enableStochasticRounding in the aot executor", "Use 'eager'.")
             else:
-                raise unsupported(
-                    f"enableStochasticRounding on a graph with FLOAT16 tensors ('{half}')", "Set it to False."
-                )
+                numerics.mark(self.graph)
+                self.stochastic = True
         serialised = self.options.batchSerializationSettings.factor > 1
         for op in self.graph.ops:
             if serialised and op.op_type == "BatchNormalization" and len(op.outputs) > 1:
                 raise unsupported(f"batchSerializationSettings with batch statistics ({op.describe()})")
+            if self.options.groupNormStridedChannelGrouping and op.op_type == "GroupNormalization":
+                op.settings["__strided_channel_grouping"] = 1
             partials = op.settings.get("__partials_type", "")
             for value in partials if isinstance(partials, tuple) else (partials,):
                 check_partials(value, op.describe())
@@ -313,10 +320,10 @@ class SessionCore:
                 "Must call weightsFromHost before run as the model has initializers and the session has been created "
                 "in training mode"
             )
-        with torch.random.fork_rng(devices=[], enabled=bool(self.random_ops)):
+        with torch.random.fork_rng(devices=[], enabled=self.draws):
             self._restore_random_state()
             self.steps.run(program, stepio)
-            self.random_state = torch.get_rng_state() if self.random_ops else None
+            self.random_state = torch.get_rng_state() if self.draws else None
 
     # --- weights ------------------------------------------------------------------------------------------------
 
@@ -352,7 +359,7 @@ class SessionCore:
     # --- random numbers -----------------------------------------------------------------------------------------
 
     def set_seed(self, seed: int) -> None:
-        if not self.random_ops:
+        if not self.draws:
             warnings.warn("setRandomSeed has no effect: the graph has no random ops", stacklevel=3)
             return
         generator = torch.Generator()
@@ -380,7 +387,7 @@ class SessionCore:
             )
 
     def _restore_random_state(self) -> None:
-        if not self.random_ops:
+        if not self.draws:
             return
         if self.random_state is None:
             torch.manual_seed(self.seed)

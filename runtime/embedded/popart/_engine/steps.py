@@ -11,6 +11,7 @@ from ..errors import popart_exception, popart_runtime_error
 from ..tensorinfo import TensorInfo
 from .anchor_sources import Kind
 from .anchors import Collector
+from .numerics import stochastic_round
 
 Tensors = dict[str, torch.Tensor]
 _BROADCAST = ("1", "Broadcast")  # how the Builder's metadata names ReplicatedStreamMode.Broadcast
@@ -106,7 +107,11 @@ class Steps:
 
     def _update(self) -> None:
         core = self.core
-        core.updater.apply({name: core.variables.device[0][name] for name in core.trained})
+        weights = {name: core.variables.device[0][name] for name in core.trained}
+        halves = {n: w.float() for n, w in weights.items() if core.stochastic and w.dtype == torch.float16}
+        core.updater.apply({**weights, **halves})
+        for name, updated in halves.items():
+            weights[name].copy_(stochastic_round(updated))
         if core.loss_scaling:
             core.loss_scaling.update(core.updater)
 

@@ -61,14 +61,21 @@ def instance_normalization(op, x, scale, bias):
 
 @lowers("ai.graphcore", "GroupNormalization", 1)
 def group_normalization(op, x, scale, bias):
-    """x [N,C,...] -> [Y, mean [N*groups], inverse standard deviation [N*groups]]; groups of adjacent channels."""
-    groups = op.attr("num_groups")
+    """x [N,C,...] -> [Y, mean [N*groups], inverse standard deviation [N*groups]].
+
+    A group is adjacent channels or, with SessionOptions.groupNormStridedChannelGrouping, every groups-th channel.
+    """
+    groups, strided = op.attr("num_groups"), op.settings.get("__strided_channel_grouping", 0)
     if groups < 1 or x.shape[1] % groups:
         raise refuse(op, f"{x.shape[1]} channels do not divide into num_groups {groups}")
-    rows = x.float().reshape(x.shape[0] * groups, -1)
+    blocks = x.float()
+    if strided:
+        blocks = blocks.unflatten(1, (-1, groups)).transpose(1, 2)
+    rows = blocks.reshape(x.shape[0] * groups, -1)
     var, mean = torch.var_mean(rows, dim=1, unbiased=False, keepdim=True)
     inverse = torch.rsqrt(var + op.attr("epsilon", 1e-5))
-    y = ((rows - mean) * inverse).reshape(x.shape)
+    y = ((rows - mean) * inverse).reshape(blocks.shape)
+    y = (y.transpose(1, 2) if strided else y).reshape(x.shape)
     y = y * _per_channel(scale, x.dim()) + _per_channel(bias, x.dim())
     statistics = mean.reshape(-1).to(scale.dtype), inverse.reshape(-1).to(scale.dtype)
     return (y.to(x.dtype), *statistics)[: len(op.outputs)]

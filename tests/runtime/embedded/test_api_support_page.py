@@ -1,0 +1,44 @@
+"""docs/popart-support.md says what the code registers, now."""
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from popart_models import popart
+
+FOLDER = Path(__file__).resolve().parents[3] / "docs"
+SPEC = importlib.util.spec_from_file_location("make_popart_support", FOLDER / "make_popart_support.py")
+maker = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(maker)
+
+
+def test_the_page_is_up_to_date():
+    found = (FOLDER / "popart-support.md").read_text()
+    assert found == maker.page(), "run: python docs/make_popart_support.py"
+
+
+def test_an_op_that_is_not_registered_shows_as_refused(monkeypatch):
+    from popart._engine import registry
+
+    here = dict(registry.registered())
+    here[("ai.onnx", "Conv")] = (1,)
+    del here[("ai.graphcore", "Gelu")]
+    monkeypatch.setattr(registry, "registered", lambda: here)
+    page = maker.page()
+    assert "| Conv | yes | 1 | 1 | 1 | 1 | 1 | refused |" in page
+    assert "| Gelu | 1 | yes | yes | refused |" in page
+
+
+def test_a_method_that_only_raises_is_refused_and_one_that_may_is_in_part():
+    assert maker._methods(popart.InferenceSession)["fromIr"] == "refused"
+    assert maker._methods(popart.DeviceManager)["createCpuDevice"] == "supported"
+
+
+@pytest.mark.parametrize("name, policy", [
+    (name, field.policy) for name, field in popart.options.FIELDS.items()
+    if field.policy not in (popart.options.NEUTRAL, popart.options.USED)
+])  # fmt: skip
+def test_refused_options_show_their_remedy(name, policy):
+    row = next(line for line in maker.page().splitlines() if line.startswith(f"| `{name}` |"))
+    assert "refused unless it is the default" in row and policy in row
