@@ -1,9 +1,10 @@
 """Turns a specification of PopART 3.4 into data files of this repository.
 
-    python docs/make_popart_facts.py ops.json signatures.md
+    python docs/make_popart_facts.py ops.json signatures.md facts.md
 
 ops.json -> runtime/embedded/popart/popart_ops.json: every registered op, its versions, types, attributes.
 signatures.md -> tests/runtime/embedded/popart_signatures.json: every class and method with keyword names and defaults.
+facts.md -> the same file, "options": the table of SessionOptions.
 """
 from __future__ import annotations
 
@@ -22,6 +23,15 @@ LITERALS = {
     "nonstd::optional<std::vector<TensorId>>()": None, "py::list()": [], "pybind11::list()": [],
     "std::vector<ClipNormSettings>{}": [], "std::vector<int>()": [], "float(1.0)": 1.0,
 }  # fmt: skip
+OPTION_DEFAULTS = {
+    "RecomputationType::None": {"enum": "RecomputationType.NoRecompute"},
+    "MergeVarUpdateType::None": {"enum": "MergeVarUpdateType.Off"},
+    "initialDefaultPrefetchBufferingDepthValue": 1,
+    "static_cast<int64_t>(1e9)": 1000000000,
+    "{Instrumentation::Outer}": [{"enum": "Instrumentation.Outer"}],
+    "TensorLocationSettings{TensorLocation(), 2, 8192}": {"call": "TensorLocationSettings"},
+}
+EMPTY = {"string": "", "set": [], "vector": [], "map": {}}
 
 
 def ops_table(facts: dict) -> dict:
@@ -98,6 +108,21 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in (*parts, text[last:]) if part.strip()]
 
 
+def options_table(text: str) -> dict:
+    """{option: default} of those that Python sees."""
+    rows = re.findall(r"^\| (\w+) \| (.+?) \| (.+?) \| yes \|$", text, re.MULTILINE)
+    return {name: _option(cpp_type, default) for name, cpp_type, default in rows}
+
+
+def _option(cpp_type: str, default: str):
+    kind = cpp_type.removeprefix("std::").partition("<")[0]
+    if default in OPTION_DEFAULTS:
+        return OPTION_DEFAULTS[default]
+    if default in ("(default-constructed)", "{}"):
+        return EMPTY.get(kind, {"call": kind})
+    return _value(default)
+
+
 def _value(text: str):
     if text in LITERALS:
         return LITERALS[text]
@@ -114,9 +139,10 @@ def _value(text: str):
 
 
 def main(arguments: list[str]) -> None:
-    ops, signatures = (Path(name) for name in arguments)
+    ops, signatures, facts = (Path(name) for name in arguments)
     OPS.write_text(json.dumps(ops_table(json.loads(ops.read_text())), separators=(",", ":")) + "\n")
-    SIGNATURES.write_text(json.dumps(signatures_table(signatures.read_text()), indent=1) + "\n")
+    table = {**signatures_table(signatures.read_text()), "options": options_table(facts.read_text())}
+    SIGNATURES.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """InputShapeInfo and InputSettings: what a program says about the inputs of a model."""
 from .enums import ExchangeStrategy, ReplicatedStreamMode, TileSet
 from .errors import popart_exception
-from .patterns import Patterns  # noqa: F401  # sessions take it from here
 from .tensorinfo import TensorInfo
 
 

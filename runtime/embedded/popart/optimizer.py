@@ -161,10 +161,16 @@ class Optimizer:
             raise TypeError(f"{self.NAME}: the values must be a dict, not {given!r}")
         found = {}
         for key, value in given.items():
+            if not isinstance(key, str):
+                raise popart_exception(f"A key in the optimizer map must be a py::str: {key!r} of {self.NAME}")
             key = self.ALIASES.get(key, key)
             if key not in allowed:
                 raise popart_exception(f"Invalid {self.NAME} key, {key}, the allowed keys are ({', '.join(allowed)})")
-            if not isinstance(value, tuple) or len(value) != 2 or not isinstance(value[1], bool):
+            if not isinstance(value, tuple):
+                raise popart_exception(
+                    f"A value in the optimizer map must be a py::tuple: '{key}' of {self.NAME} is {value!r}"
+                )
+            if len(value) != 2 or not isinstance(value[1], bool):
                 raise TypeError(f"{self.NAME}: the value of '{key}' must be a tuple (float, isConst: bool), not {value!r}")
             found[key] = OptimizerValue(*value)
         return found

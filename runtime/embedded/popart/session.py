@@ -83,7 +83,9 @@ class _Session:
     def writeWeights(self, weightsIo):
         """Copies arrays of a PyWeightsIO into the host's weights; weightsFromHost sends them on."""
         self._core.refuse_constant_weights("writeWeights")
-        for name, array in self._weights_of(weightsIo).items():
+        arrays = self._weights_of(weightsIo)
+        self._core.variables.check_fixed(arrays)
+        for name, array in arrays.items():
             self._core.host[name][...] = array.reshape(self._core.host[name].shape)
 
     def _weights_of(self, io):
@@ -154,9 +156,10 @@ class _Session:
 
     def _serializeIr(self, format):
         """The graph as JSON text: ops, types, placement."""
-        from ._engine import ir_json
+        from ._engine import ir_json, memory
 
-        return ir_json.serialise(self._core.graph)
+        core = self._core
+        return ir_json.serialise(core.graph, memory.recomputed_ops(core.graph, core.options, core.with_gradient))
 
     def getIr(self):
         raise unsupported("getIr (popxl)", "Use _serializeIr.")

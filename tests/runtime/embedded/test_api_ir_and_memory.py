@@ -200,7 +200,8 @@ def test_what_a_gradient_reads_is_what_torch_saves(call):
     kept = []
     h = torch.rand(3, 4).requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        y = functions[call.partition("(")[0]](*[h] * call.count("h" if call[0] != "T" else "(h"))
+        name, _, arguments = call.partition("(")
+        y = functions[name](*[h] * arguments.count("h"))
     by_torch = {name for name, value in (("h", h), ("y", y)) for t in kept if t.data_ptr() == value.data_ptr()}
     assert by_torch == READS[call]
     proto = model(f"g (float[3,4] x) => (float loss) {{ h = Add(x, w) y = {call} loss = ReduceSum<keepdims=0>(y) }}",

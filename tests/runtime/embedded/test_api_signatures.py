@@ -136,6 +136,44 @@ def test_enums_have_popart_members_in_popart_order(name):
     assert list(getattr(popart, name).__members__) == FACTS["enums"][name]
 
 
+def test_session_options_are_those_of_popart():
+    assert set(popart.options.FIELDS) == set(FACTS["options"])
+
+
+@pytest.mark.parametrize("name", FACTS["options"])
+def test_session_options_have_popart_defaults(name, monkeypatch):
+    for variable in ("POPART_CACHE_DIR", "POPXL_CACHE_DIR"):
+        monkeypatch.delenv(variable, raising=False)
+    wanted, found = FACTS["options"][name], getattr(popart.SessionOptions(), name)
+    if isinstance(wanted, dict) and "call" in wanted:
+        assert found == getattr(popart, wanted["call"])()
+    elif isinstance(wanted, list):
+        assert set(found) == {expected_default(entry)[0] for entry in wanted} and isinstance(found, (list, set))
+    else:
+        wanted = expected_default(wanted)[0] if isinstance(wanted, dict) and wanted else wanted
+        assert found == wanted and type(found) is type(wanted)
+
+
+WRAPPERS = {  # PopART's Python classes around the compiled ones
+    "Builder": {"modelProtoOrFilename": None, "opsets": None, "builderCore": None},
+    "InferenceSession": {
+        "fnModel": ..., "dataFlow": ..., "deviceInfo": ..., "inputShapeInfo": None, "patterns": None, "userOptions": None,
+        "name": "inference",
+    },
+    "TrainingSession": {
+        "fnModel": ..., "dataFlow": ..., "loss": ..., "optimizer": ..., "deviceInfo": ..., "inputShapeInfo": None,
+        "patterns": None, "userOptions": None, "name": "training",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_python_classes_have_popart_order_of_arguments(name):
+    parameters = inspect.signature(getattr(popart, name)).parameters.values()
+    assert {p.name: ... if p.default is p.empty else p.default for p in parameters} == WRAPPERS[name]
+    assert [p.name for p in parameters] == list(WRAPPERS[name])
+
+
 def test_recovery_actions():
     assert list(popart.RecoveryAction.__members__) == ["IPU_RESET", "LINK_RESET", "PARTITION_RESET", "FULL_RESET"]
 

@@ -200,10 +200,21 @@ def test_bad_values_are_refused(given_values, message):
         popart.SGD(given_values)
 
 
-@pytest.mark.parametrize("bad", [0.1, [0.1, True], (0.1,), (0.1, 1)])
+@pytest.mark.parametrize("bad", [0.1, [0.1, True]])
 def test_values_must_be_tuples(bad):
-    with pytest.raises(TypeError, match="must be a tuple"):
+    with pytest.raises(popart.popart_exception, match="must be a py::tuple"):
         popart.SGD({"defaultLearningRate": bad})
+
+
+@pytest.mark.parametrize("bad", [(0.1,), (0.1, 1)])
+def test_tuples_hold_a_number_and_a_bool(bad):
+    with pytest.raises(TypeError, match="isConst: bool"):
+        popart.SGD({"defaultLearningRate": bad})
+
+
+def test_keys_must_be_strings():
+    with pytest.raises(popart.popart_exception, match="must be a py::str"):
+        popart.SGD({1: (0.1, True)})
 
 
 def test_zero_variable_learning_rate_is_allowed():

@@ -208,8 +208,6 @@ def test_integer_initializers_are_constants():
     found = run(session, x=np.array([1, 10], np.float32))
     assert found["loss"] == 2.0
     np.testing.assert_array_equal(found["Gradient___w"], [10, 0, 1])
-    with pytest.raises(popart.popart_exception, match="'i', which is not a weight"):
-        session.readWeights(popart.PyWeightsIO({"i": np.empty(2, np.int64)}))
 
 
 def test_half_weights_train_in_half():
@@ -236,3 +234,17 @@ def test_random_seed_repeats_a_dropout_training():
     assert len(set(losses(1))) > 1
     with pytest.warns(UserWarning, match="setRandomSeed has no effect"):
         two_layers().setRandomSeed(3)
+
+
+def test_integer_initializers_can_be_read_and_not_be_changed():
+    text = "g (float[2,2] t) => (float loss) { p = Gather(w, i)  q = Mul(p, t)  loss = ReduceSum<keepdims=0>(q) }"
+    proto = model(text, w=np.ones((3, 2), np.float32), i=np.array([2, 0], np.int64))
+    session = started(training(proto))
+    run(session, t=np.ones((2, 2), np.float32))
+    found = {"i": np.zeros(2, np.int64), "w": np.zeros((3, 2), np.float32)}
+    session.weightsToHost()
+    session.readWeights(popart.PyWeightsIO(found))
+    assert found["i"].tolist() == [2, 0]
+    session.writeWeights(popart.PyWeightsIO(found))
+    with pytest.raises(popart.popart_exception, match="new values for the integer initializer 'i'"):
+        session.writeWeights(popart.PyWeightsIO({"i": np.array([1, 1], np.int64)}))

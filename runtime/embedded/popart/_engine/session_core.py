@@ -9,6 +9,7 @@ import torch
 from ..enums import DeviceType, ReductionType, VirtualGraphMode
 from ..errors import popart_exception, popart_runtime_error, unsupported
 from ..options import check_partials, partials_of, refuse_unsupported
+from ..patterns import check_excluded
 from ..tensorinfo import TensorInfo
 from . import anchors, executable, model_io, numerics, shapes
 from .anchor_sources import GRADIENT, Kind, resolve
@@ -49,6 +50,7 @@ class SessionCore:
             self.graph, options, data_flow, device.numIpus // options.replicas, loss, self.with_gradient
         )
         self.variables = Variables(self.graph.initializers, options.replicas)
+        self.variables.add_host_only({n: self.graph.constants[n] for n in self.graph.initializer_constants})
         self.updater = self._make_updater() if self.training else None
         if self.updater:
             self.variables.add_state(self.updater.state)
@@ -117,6 +119,7 @@ class SessionCore:
                 raise unsupported(f"batchSerializationSettings with batch statistics ({op.describe()})")
             if self.options.groupNormStridedChannelGrouping and op.op_type == "GroupNormalization":
                 op.settings["__strided_channel_grouping"] = 1
+            check_excluded(op.settings.get("__exclude_patterns", ()), op.describe())
             partials = op.settings.get("__partials_type", "")
             for value in partials if isinstance(partials, tuple) else (partials,):
                 check_partials(value, op.describe())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ..errors import popart_runtime_error
+from ..errors import popart_runtime_error, unsupported
 from ..tensorinfo import TensorInfo
 from . import model_io
 
@@ -19,6 +19,7 @@ class Variables:
     def __init__(self, weights: dict[str, np.ndarray], replicas: int):
         self.host = {name: np.array(array) for name, array in weights.items()}
         self.names = tuple(weights)
+        self.fixed: set[str] = set()
         self.replicas = replicas
         self.device: list[dict[str, torch.Tensor]] = [{} for _ in range(replicas)]
         self.sent = False
@@ -28,8 +29,18 @@ class Variables:
         self.host.update({name: tensor.numpy().copy() for name, tensor in state.items()})
 
     def add_host_only(self, constants: dict[str, np.ndarray]) -> None:
-        """Integer initializers: the build reads them once, the host may read them at any time."""
+        """Integer initializers: the build reads them once, the host may read them at any time but not change them."""
+        self.fixed.update(constants)
         self.host.update({name: np.array(array) for name, array in constants.items()})
+
+    def check_fixed(self, arrays: dict[str, np.ndarray]) -> None:
+        """Raises when new values for the host would change what the build has read."""
+        for name in self.fixed.intersection(arrays):
+            if not np.array_equal(self.host[name].reshape(-1), arrays[name].reshape(-1)):
+                raise unsupported(
+                    f"new values for the integer initializer '{name}', which is a constant of the program",
+                    "Make it an input, or build the session from a model with the new values.",
+                )
 
     def send(self, state: dict[str, torch.Tensor]) -> None:
         """Host to device; `state` is the updater's and changes in place."""
@@ -66,6 +77,7 @@ class Variables:
                     f"resetHostWeights, tensor '{name}' is {TensorInfo(array)!r} in the new model, "
                     f"{TensorInfo(self.host[name])!r} in the session"
                 )
+        self.check_fixed(arrays)
         self.host.update({name: np.array(array) for name, array in arrays.items()})
 
 
