@@ -63,6 +63,7 @@ def test_command_line_modules_import_the_authoring_side_only_when_they_run() -> 
 
 
 def test_every_folder_of_the_tree_is_known() -> None:
-    known = {"export", "graph_passes", "custom_ops", "runtime", "detection_data", "popdet", "tests", "benchmarks"}
+    known = {"export", "graph_passes", "custom_ops", "runtime", "detection_data", "popdet", "tests", "benchmarks",
+             "docs"}  # docs: example programs, and the scripts that write its generated pages  # fmt: skip
     folders = {path.relative_to(ROOT).parts[0] for path in ROOT.glob("[!.]*/**/*.py")}
     assert folders - {"build", "data", "artifacts"} <= known

@@ -26,6 +26,14 @@ def test_every_make_target_of_the_readme_is_in_the_makefile() -> None:
     assert [target for target in named if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
 
 
+def test_the_popart_program_of_the_readme_runs() -> None:
+    block = re.search(r"```shell\nPYTHONPATH=(\S+) \S+python (\S+)\n```", README)
+    assert block is not None
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / block[1])}
+    done = subprocess.run([sys.executable, block[2]], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     block = re.search(r"```sh\n(.*?)```", README, re.DOTALL)
