@@ -74,10 +74,6 @@ def _table(header: tuple, rows: list) -> str:
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
 
 
-def _gradient(versions: dict) -> str:
-    return "yes" if any(entry["gradient"] for entry in versions.values()) else "no"
-
-
 def _onnx_ops() -> str:
     """One row an op, one column an opset; a cell is the version that a model of this opset gets."""
     facts, here = _facts(), _registered()
@@ -95,18 +91,19 @@ def _onnx_ops() -> str:
                 found = version in here.get(("ai.onnx", name), ())
                 wanted, done = wanted + 1, done + found
                 cells.append(str(version) if found else "refused")
-        rewritten = name not in facts["registered"]["ai.onnx"]
-        gradient = "of its rewriting" if rewritten else _gradient(facts["registered"]["ai.onnx"][name])
-        rows.append((name, "no" if name in AT_IMPORT else gradient, *cells))
+        rows.append((name, *cells))
     text = (
         f"## Ops of ai.onnx\n\n{len(names)} op types; {done} of the {wanted} pairs of op and opset that PopART has. A cell "
         f"is the version that a model of this opset gets; an empty one means that PopART has no such op at that opset. "
-        f"*constant*: evaluated while the model is imported."
+        f"*constant*: evaluated while the model is imported. Gradients: `tests/runtime/embedded/test_op_gradients.py` has "
+        f"every op that is differentiated, and for the others the reason."
     )
-    return f"{text}\n\n" + _table(("op", "gradient in PopART", *(f"opset {n}" for n in OPSETS)), rows)
+    return f"{text}\n\n" + _table(("op", *(f"opset {n}" for n in OPSETS)), rows)
 
 
 def _graphcore_ops() -> str:
+    from popart._engine.lowering.graphcore import REFUSED
+
     facts, here = _facts()["registered"]["ai.graphcore"], _registered()
     rows, internal = [], []
     for name, versions in sorted(facts.items()):
@@ -116,12 +113,13 @@ def _graphcore_ops() -> str:
             internal.append(name)
             continue
         status = "supported" if set(map(int, versions)) <= set(found) else "refused"
-        rows.append((name, ", ".join(versions), _gradient(versions), "yes" if public else "no", status))
-    own = sorted(f"{domain}.{name}" for domain, name in here if domain != "ai.onnx" and name not in facts)
-    text = "## Ops of ai.graphcore\n\n" + _table(("op", "version", "gradient in PopART", "public", "here"), rows)
+        status = f"refused: {REFUSED[name]}" if name in REFUSED else status
+        rows.append((name, ", ".join(versions), "yes" if public else "no", status))
+    own = sorted(f"{domain}.{name}" for domain, name in here if domain == "ai.graphcore" and name not in facts)
+    text = "## Ops of ai.graphcore\n\n" + _table(("op", "version", "public", "here"), rows)
     if internal:
         text += f"\n\nMade only by PopART's own rewrites, so not needed here: {', '.join(internal)}."
-    return text + f"\n\nCustom ops of this project, always known: {', '.join(own)}."
+    return text + f"\n\nAlso known, made by Builder methods or by this project (nms, roiAlign): {', '.join(own)}."
 
 
 def _absent_ops() -> str:

@@ -172,15 +172,20 @@ def abort(op, condition=None):
     return ()
 
 
-def _refused(op_type, why):
+_POPXL, _FLOAT8 = "It belongs to PopART's own IR (popxl).", "It needs 8-bit floats."
+_SCALING = "Use SessionOptions.automaticLossScalingSettings."
+REFUSED = {
+    **dict.fromkeys(("HostLoad", "HostStore", "RemoteLoad", "RemoteLoadInplace", "RemoteStore", "RemoteCodeLoad"), _POPXL),
+    **dict.fromkeys(("CastThenPow2Scale", "Pow2ScaleThenCast"), _FLOAT8),
+    **dict.fromkeys(("AutoLossScaleProxy", "LossScaleUpdate"), _SCALING),
+}  # fmt: skip
+
+
+def _refuse(op_type, why):
     @lowers("ai.graphcore", op_type, 1)
     def lower(op, *inputs):
         raise unsupported(f"the op {op.describe()}", why)
 
 
-for _op_type in ("HostLoad", "HostStore", "RemoteLoad", "RemoteLoadInplace", "RemoteStore", "RemoteCodeLoad"):
-    _refused(_op_type, "It belongs to PopART's own IR (popxl).")
-for _op_type in ("CastThenPow2Scale", "Pow2ScaleThenCast"):
-    _refused(_op_type, "It needs 8-bit floats.")
-for _op_type in ("AutoLossScaleProxy", "LossScaleUpdate"):
-    _refused(_op_type, "Use SessionOptions.automaticLossScalingSettings.")
+for _op_type, _why in REFUSED.items():
+    _refuse(_op_type, _why)
