@@ -57,3 +57,10 @@ def test_user_specified_tensors_decide_alone():
 def test_settings_that_make_no_sense_are_refused(settings, scale, message):
     with pytest.raises(popart.popart_exception, match=message):
         session_of(scale, **settings)
+
+
+def test_scaled_optimizer_state_and_a_moving_scale_exclude_each_other():
+    optimizer = popart.Adam({"lossScaling": (8.0, False)}, scaled_optimizer_state=True)
+    opts = options(automaticLossScalingSettings=popart.AutomaticLossScalingSettings(True))
+    with pytest.raises(popart.popart_exception, match="automatic loss scaling with scaled_optimizer_state"):
+        models.training(model(LINEAR, w=np.ones(4, np.float32)), ["loss"], optimizer, opts)

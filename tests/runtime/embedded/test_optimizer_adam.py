@@ -136,9 +136,10 @@ def test_optimizer_state_survives_model_to_host(tmp_path):
     assert not np.array_equal(weights_of(resumed, "w")["w"], straight)
 
 
-def test_clip_norm_scales_adams_unscaled_gradient():
-    clip = [popart.ClipNormSettings.clipAllWeights(0.5)]
-    optimizer = popart.Adam(const(defaultLearningRate=0.05, lossScaling=32.0), clip_norm_settings=clip)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_clip_norm_scales_adams_unscaled_gradient(scaled):
+    clip, values = [popart.ClipNormSettings.clipAllWeights(0.5)], const(defaultLearningRate=0.05, lossScaling=32.0)
+    optimizer = popart.Adam(values, clip_norm_settings=clip, scaled_optimizer_state=scaled)
     found, _ = trained(optimizer, 9)
 
     def clipped(parameters):

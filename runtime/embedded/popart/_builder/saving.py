@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ..atomic_io import replacing
 from ..errors import popart_exception
 
 _DATA_FIELDS = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
@@ -30,17 +31,8 @@ def save_model(model, filename) -> None:
 
 
 def write(filename, data: bytes) -> None:
-    temporary = Path(f"{os.fspath(filename)}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(filename)
-    except OSError as error:
-        raise popart_exception(f"Cannot write '{filename}': {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(filename, "the file") as file:
+        file.write(data)
 
 
 def move_initializers(model, ids: list[str], filename) -> None:

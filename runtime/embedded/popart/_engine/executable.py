@@ -6,16 +6,14 @@
 """
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
-import os
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
+from ..atomic_io import replacing
 from ..errors import popart_exception
 
 FORMAT, VERSION = "popdet-executable", 1
@@ -34,22 +32,11 @@ def save(path, facts: dict, arrays: dict[str, np.ndarray] | None = None) -> None
         "format": FORMAT, "version": VERSION, "arrays": names, "has_arrays": arrays is not None,
         "members": {name: hashlib.sha256(data).hexdigest() for name, data in members.items()},
     }  # fmt: skip
-    temporary = Path(f"{os.fspath(path)}.part")
-    try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                archive.writestr(_MANIFEST, json.dumps(manifest, sort_keys=True))
-                for name, data in members.items():
-                    archive.writestr(name, data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise popart_exception(f"Cannot write the executable '{path}': {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with replacing(path, "the executable", make_folder=True) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr(_MANIFEST, json.dumps(manifest, sort_keys=True))
+            for name, data in members.items():
+                archive.writestr(name, data)
 
 
 def load(path) -> tuple[dict, dict[str, np.ndarray] | None]:

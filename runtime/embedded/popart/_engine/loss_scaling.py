@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from ..enums import GradientTensorTrackingMethod as Method
-from ..errors import popart_exception
+from ..errors import popart_exception, unsupported
 from .ir import Graph
 
 LARGEST_HALF = 65504.0
@@ -56,6 +56,8 @@ class AutomaticLossScaling:
                 "[AutomaticLossScale transform] The optimizer must have a non-const loss scaling to use automatic loss "
                 "scaling"
             )
+        if getattr(optimizer, "scaled_optimizer_state", False):  # its state would keep the scales of the past
+            raise unsupported("automatic loss scaling with scaled_optimizer_state", "Use one of them.")
         if settings.updatePeriod < 1:
             raise popart_exception("[AutomaticLossScale transform] updatePeriod must be at least 1")
         self.names, self._settings = names, settings

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from .._builder.saving import wrote
+from ..atomic_io import replacing
 from ..errors import popart_exception
 
 # popart/tensornames.hpp: names that contain one of these belong to PopART.
@@ -144,15 +145,14 @@ def write_model(model, arrays: dict[str, np.ndarray], path, external: dict[str, 
         (stored[name] if name in stored else copy.graph.initializer.add()).CopyFrom(proto)
     folder = Path(path).resolve().parent
     external = {name: where for name, where in external.items() if folder in where[0].parents}
+    _write_external({n: (where, stored[n].raw_data) for n, where in external.items()})
+    for name, (file, offset) in external.items():
+        _point_at(stored[name], os.path.relpath(file, folder), offset)
     try:
-        _write_external({n: (where, stored[n].raw_data) for n, where in external.items()})
-        for name, (file, offset) in external.items():
-            _point_at(stored[name], os.path.relpath(file, folder), offset)
-        _replace(Path(path), copy.SerializeToString())
-    except OSError as error:
-        raise popart_exception(f"Cannot write the model to '{path}': {error.strerror or error}") from None
-    except ValueError as error:
+        data = copy.SerializeToString()
+    except ValueError as error:  # over protobuf's 2 GiB
         raise popart_exception(f"Cannot write the model to '{path}': {error}") from None
+    _replace(Path(path), data)
 
 
 def _write_external(pieces: dict[str, tuple[tuple[Path, int], bytes]]) -> None:
@@ -179,12 +179,5 @@ def _point_at(tensor, location: str, offset: int) -> None:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    temporary = Path(f"{os.fspath(path)}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, "the model") as file:
+        file.write(data)

@@ -34,11 +34,10 @@ class AdamUpdater(WeightUpdater):
         return found
 
     def direction(self, name, weight):
-        scale = 1.0 / self.mean_factor if self.optimizer.scaled_optimizer_state else self.unscale()
-        return self._sums[name].float() * scale
+        return self._sums[name].float() * self.unscale()
 
     def update(self, name, weight, direction):
-        mode, h, gradient, wide = self.optimizer.mode, self.values(name), direction, weight.float()
+        mode, h, gradient, wide = self.optimizer.mode, self.values(name), direction * self._state_scale(), weight.float()
         if self.optimizer.weight_decay_mode is WeightDecayMode.L2Regularization:
             gradient = gradient + h["weightDecay"] * self._state_scale() * wide
         m = h["beta1"] * self.state[FIRST + name].float() + (1 - h["beta1"]) * gradient
