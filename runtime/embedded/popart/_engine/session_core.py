@@ -8,23 +8,20 @@ import torch
 
 from ..enums import DeviceType, ReductionType, VirtualGraphMode
 from ..errors import popart_exception, popart_runtime_error, unsupported
-from ..options import check_partials, partials_of, refuse_unsupported
-from ..patterns import check_excluded
 from ..tensorinfo import TensorInfo
-from . import anchors, executable, model_io, numerics, shapes
+from . import anchors, executable, model_io, shapes
 from .anchor_sources import GRADIENT, Kind, resolve
 from .ir import import_model
 from .loss_scaling import AutomaticLossScaling, tracked
-from .pipeline import check_clipping, place
-from .program import EagerProgram, Program, gradient_path
+from .pipeline import place
+from .program import EagerProgram, Program
 from .registry import lowering_across_replicas
+from .session_checks import apply_numerics, check_arguments, check_inputs, rounds_stochastically, with_gradient
 from .stale_pipeline import StaleWeights, delays
 from .steps import Steps
 from .updates import WeightUpdater, make_updater
 from .variable_groups import refuse_grouped
 from .variables import Variables
-
-_PRODUCTS = ("Conv", "ConvTranspose", "MultiConv", "MatMul", "Gemm")
 
 
 class SessionCore:
@@ -33,7 +30,7 @@ class SessionCore:
     def __init__(self, model, data_flow, device, shape_info, options, loss=None, optimizer=None):
         self.options, self.data_flow, self.device_info = options, data_flow, device
         self.loss, self.optimizer, self.training = loss, optimizer, loss is not None
-        self._check_arguments()
+        check_arguments(options, data_flow, device, optimizer)
         self.model = model_io.load_model(model)
         model_io.check_names(self.model)
         self.external = model_io.external_locations(model)
@@ -42,9 +39,10 @@ class SessionCore:
         refuse_grouped(self.graph.metadata, self.graph.initializers, options.replicas)
         self.saved_state = self._take_saved_state()
         shapes.annotate(self.graph, shape_info._infos)
-        self.stochastic = False  # whether halves are rounded stochastically
-        self._check_dtypes()
-        self.with_gradient = self._gradients()
+        check_inputs(self.graph, options)
+        apply_numerics(self.graph, options)
+        self.stochastic = rounds_stochastically(self.graph, options, device)
+        self.with_gradient = with_gradient(self.graph, loss) if self.training else set()
         self.trained = [name for name in self.graph.initializers if name in self.with_gradient]
         self.placement = place(
             self.graph, options, data_flow, device.numIpus // options.replicas, loss, self.with_gradient
@@ -68,84 +66,10 @@ class SessionCore:
 
     # --- construction -------------------------------------------------------------------------------------------
 
-    def _check_arguments(self):
-        refuse_unsupported(self.options)
-        if not self.training and self.data_flow.nAnchors() == 0:
-            raise popart_exception("User must specify an anchor tensor when doing inference.")
-        if not self.training and self.options.enableGradientAccumulation:
-            raise popart_exception("Gradient Accumulation only available when training.")
-        if self.options.accumulationFactor < 1:
-            raise popart_exception(f"The accumulation factor must be at least 1, not {self.options.accumulationFactor}")
-        if self.options.accumulationAndReplicationReductionType is ReductionType.NoReduction:
-            raise unsupported("ReductionType.NoReduction for gradient accumulation", "Use Sum or Mean.")
-        if self.training:
-            check_clipping(self.optimizer, self.options)
-        tiles = int(self.options.numIOTiles)
-        if tiles and (tiles % 2 or not 32 <= tiles < self.device_info.tilesPerIPU):
-            raise popart_exception(
-                f"numIOTiles is {tiles}; it must be even, at least 32 and less than the {self.device_info.tilesPerIPU} "
-                f"tiles of an IPU"
-            )
-        if self.device_info.numIpus % self.options.replicas:
-            raise popart_exception(
-                f"For replicated graphs, the number of IPUs ({self.device_info.numIpus}) must be divisible by the "
-                f"replication factor ({self.options.replicas})."
-            )
-
     def _take_saved_state(self) -> dict[str, np.ndarray]:
         """Moves optimizer state that modelToHost stored out of the graph's weights."""
         weights = self.graph.initializers
         return {name: weights.pop(name) for name in list(weights) if name.startswith(model_io.OPTIMIZER_STATE)}
-
-    def _check_dtypes(self):
-        for name in self.graph.inputs:
-            declared = self.graph.input_dims[name][0]
-            if declared == np.int64 and not self.options.enableSupportedDataTypeCasting:
-                raise popart_exception(
-                    f"The input '{name}' is INT64, which IPUs do not have, and enableSupportedDataTypeCasting is False"
-                )
-        half = next((name for name, info in self.graph.info.items() if info.dtype == np.float16), None)
-        if self.options.enableStochasticRounding and half is not None:
-            if self.device_info.type is not DeviceType.Ipu:
-                warnings.warn("Stochastic rounding is ignored on CPU and IpuModel devices", stacklevel=5)
-            elif self.options.executor == "aot":
-                raise unsupported("enableStochasticRounding in the aot executor", "Use 'eager'.")
-            else:
-                numerics.mark(self.graph)
-                self.stochastic = True
-        serialised = self.options.batchSerializationSettings.factor > 1
-        for op in self.graph.ops:
-            if serialised and op.op_type == "BatchNormalization" and len(op.outputs) > 1:
-                raise unsupported(f"batchSerializationSettings with batch statistics ({op.describe()})")
-            if self.options.groupNormStridedChannelGrouping and op.op_type == "GroupNormalization":
-                op.settings["__strided_channel_grouping"] = 1
-            check_excluded(op.settings.get("__exclude_patterns", ()), op.describe())
-            partials = op.settings.get("__partials_type", "")
-            for value in partials if isinstance(partials, tuple) else (partials,):
-                check_partials(value, op.describe())
-            if not partials and op.op_type in _PRODUCTS and partials_of(self.options, op.op_type):
-                op.settings["__partials_type"] = partials_of(self.options, op.op_type)
-
-    def _gradients(self) -> set[str]:
-        """Checks the loss; the tensors it has a gradient to."""
-        if not self.training:
-            return set()
-        if self.loss not in self.graph.info:
-            raise popart_exception(f"Could not find loss tensor '{self.loss}' in main graph tensors")
-        info = self.graph.info[self.loss]
-        if info.nelms() != 1:
-            raise popart_exception(f"Loss tensor, '{self.loss}', must be a scalar tensor (its shape is {info.shape()})")
-        if info.dtype.kind != "f":
-            raise popart_exception(f"Loss tensor, '{self.loss}', must be floating point, not {info.data_type()}")
-        found = {self.loss, *gradient_path(self.graph, self.loss, list(self.graph.info))}
-        for op in self.graph.ops:
-            if op.op_type == "BatchNormalization" and len(op.outputs) == 1 and found.issuperset(op.outputs):
-                if not found.isdisjoint(op.inputs):
-                    raise popart_exception(
-                        f"{op.describe()}: to use the BatchNorm Op in inference mode during training, it has to be "
-                        f"detached first"
-                    )
-        return found
 
     def _make_updater(self) -> WeightUpdater:
         """The divisor of the summed gradient is one for Sum, micro-batches times replicas for Mean.
