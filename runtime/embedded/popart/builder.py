@@ -195,6 +195,11 @@ class Builder(NodeAttributes, Placement):
             raise popart_exception(f"The {what} of tensor '{id}' is not known")
         return info
 
+    def _shape_of(self, id):
+        """The dims of a tensor, None where they are not known."""
+        info = self._model.inference.info_of(id)
+        return None if info is None else list(info.dims)
+
     def getTensorShape(self, id):
         """A list of int; raises popart_exception when the tensor or its shape is not known."""
         return self._info(id, "shape").shape()

@@ -17,7 +17,6 @@ from .stepio import PyWeightsIO
 _ABSENT = {
     "getReport": "It describes a compiled Poplar graph.",
     "getSerializedGraph": "It describes a compiled Poplar graph.",
-    "updateEngineCache": "Programs are not cached by a session.",
     "connectStreamToCallback": "Use PyStepIOCallback.",
 }
 
@@ -264,6 +263,9 @@ class TrainingSession(_Session):
 
     def getTensorIds(self):
         return list(self._core.graph.info)
+
+    def updateEngineCache(self):
+        """No engine is cached here, so there is nothing to read again."""
 
     def updateOptimizerFromHost(self, optimizer):
         """New values for the variable hyper-parameters, at once."""

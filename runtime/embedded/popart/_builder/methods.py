@@ -5,7 +5,7 @@ import json
 import pathlib
 
 from ..errors import popart_exception
-from . import attributes, graphcore
+from . import attributes, graphcore, verify
 
 _DEBUG = "debugContext"
 _OLD_DEBUG = ("debugPrefix", "debugName", "debug_context", "name")  # what some programs and some methods call it
@@ -114,6 +114,8 @@ def _method(name, op, inputs, params, outputs):
             values["lambda"] = values.pop("lambda_")
         tensors = _tensors(name, values.get("args", []))
         _check_count(op, tensors, inputs)
+        if self.domain == "ai.onnx":
+            verify.check(name, tensors, values, self._builder._shape_of)
         protos = [p for key, kind in kinds.items() for p in _attribute(name, key, kind, values[key])]
         count = {None: 1, -1: values.get("num_outputs")}.get(outputs, outputs)
         results = self._builder._add_op(self.domain, self.version, op, tensors, count, protos, values[_DEBUG])

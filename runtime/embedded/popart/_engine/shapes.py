@@ -4,6 +4,9 @@ x:[2,3] -> Shape -> Gather -> Reshape   =>   the op list keeps Reshape only, wit
 """
 from __future__ import annotations
 
+import contextlib
+import logging
+
 import numpy as np
 
 from ..errors import popart_exception, poplar_exception, unsupported
@@ -86,10 +89,22 @@ def infer(op: Op, graph: Graph, mode) -> dict[str, TensorInfo]:
     """The types of an op's outputs: its lowering runs once on tensors without data."""
     if op.subgraphs():
         subgraphs.annotate_nested(op, graph, mode)
-    with mode:
+    with mode, _quiet():
         fakes = [fake_like(graph.info[name]) if name else None for name in op.inputs]
         results = run_op_in_replicas(op, [fakes] * graph.replicas)[0]
     return {name: info_of(t) for name, t in zip(op.outputs, results) if name}
+
+
+@contextlib.contextmanager
+def _quiet():
+    """torch logs a traceback for every shape that it refuses; the exception that follows says all there is to say."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def fake_like(info: TensorInfo):

@@ -42,6 +42,63 @@ def wide(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch
     return function(*(t.float() if t is not None and t.dtype == torch.float16 else t for t in tensors)).half()
 
 
+_UNSIGNED = (torch.uint16, torch.uint32)  # torch has few kernels for these
+
+
+def exact(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    """`function` of the tensors; UINT16 and UINT32 ones are computed in int64 and wrap around at their own width."""
+    dtype = tensors[0].dtype
+    if dtype not in _UNSIGNED:
+        return function(*tensors)
+    out = function(*(t.long() for t in tensors))
+    return out if out.dtype == torch.bool else out.to(dtype)
+
+
+def same_types(op, *tensors: torch.Tensor, doing: str = "np broadcasting") -> None:
+    """Raises unless all have one element type, as PopART's inference of broadcast shapes does; INT64 is INT32."""
+    first, *others = (DEVICE_INT if t.dtype == torch.int64 else t.dtype for t in tensors)
+    for number, other in enumerate(others, 1):
+        if other != first:
+            kinds = [onnx_name(first), onnx_name(other)]
+            shapes = [list(tensors[0].shape), list(tensors[number].shape)]
+            raise refuse(op, f"{doing} failed, incompatible types {kinds[0]} and {kinds[1]} (shapes {shapes[0]} and "
+                             f"{shapes[1]})")  # fmt: skip
+
+
+def broadcastable(op, *tensors: torch.Tensor) -> None:
+    """Raises unless the shapes broadcast as numpy's do."""
+    for other in tensors[1:]:
+        pairs = zip(reversed(tensors[0].shape), reversed(other.shape))
+        if any(m != n and 1 not in (m, n) for m, n in pairs):
+            raise refuse(op, f"np broadcasting failed, incompatible shapes {list(tensors[0].shape)} and {list(other.shape)}")
+
+
+def onnx_name(dtype: torch.dtype) -> str:
+    """FLOAT, FLOAT16, INT32, ... of a torch dtype."""
+    name = str(dtype).split(".")[1].upper()
+    return "FLOAT" if name == "FLOAT32" else name
+
+
+def index_type(op, index: torch.Tensor) -> None:
+    """Raises unless the indices are integers."""
+    if index.dtype.is_floating_point or index.dtype == torch.bool:
+        raise refuse(op, f"indices must be integers, not {onnx_name(index.dtype)}")
+
+
+def floats_only(op, *tensors: torch.Tensor) -> None:
+    """Raises unless every tensor is FLOAT or FLOAT16, where PopLibs has this op for nothing else."""
+    for tensor in tensors:
+        if not tensor.dtype.is_floating_point:
+            raise refuse(op, f"an input of type {onnx_name(tensor.dtype)}; only FLOAT and FLOAT16 are supported")
+
+
+def booleans_only(op, *tensors: torch.Tensor) -> None:
+    """Raises unless every tensor is BOOL."""
+    for tensor in tensors:
+        if tensor.dtype != torch.bool:
+            raise refuse(op, f"an input of type {onnx_name(tensor.dtype)}; only BOOL is supported")
+
+
 def wrap_index(index: torch.Tensor, size: int) -> torch.Tensor:
     """int64 indices in [0, size) from indices in [-size, size)."""
     index = index.long()

@@ -6,7 +6,7 @@ import functools
 import torch
 
 from ..registry import lowers
-from .common import DEVICE_INT, refuse
+from .common import DEVICE_INT, booleans_only, broadcastable, exact, floats_only, refuse, same_types
 
 _UNARY = {
     ("Abs", 6): torch.abs, ("Acos", 7): torch.acos, ("Acosh", 9): torch.acosh, ("Asin", 7): torch.asin,
@@ -36,10 +36,17 @@ def dtype_of(op, code) -> torch.dtype:
     return _TORCH_TYPES[name]
 
 
+_ANY_TYPE = {"Abs", "Neg", "Sign", "BitwiseNot", "Square", "IsNaN"}  # the other functions of numbers are of floats
+
+
 def _register_unary(domain, op_type, version, function):
     @lowers(domain, op_type, version)
     def lower(op, x):
-        return function(x)
+        if op_type == "Not":
+            booleans_only(op, x)
+        elif op_type not in _ANY_TYPE:
+            floats_only(op, x)
+        return exact(function, x)
 
 
 for (_op_type, _version), _function in _UNARY.items():
@@ -101,7 +108,14 @@ _GRAPHCORE_BINARY = {
 def _register_binary(domain, op_type, versions, function):
     @lowers(domain, op_type, *versions)
     def lower(op, a, b):
-        return function(a, align(op, a, b))
+        same_types(op, a, b)
+        if op_type in ("And", "Or"):
+            booleans_only(op, a, b)
+        elif op_type == "Atan2":
+            floats_only(op, a, b)
+        b = align(op, a, b)
+        broadcastable(op, a, b)
+        return exact(function, a, b)
 
 
 for _op_type, (_function, _versions) in _BINARY.items():
@@ -112,42 +126,65 @@ for _op_type, _function in _GRAPHCORE_BINARY.items():
 
 @lowers("ai.graphcore", "BitwiseXnor", 1)
 def bitwise_xnor(op, a, b):
-    return torch.bitwise_not(torch.bitwise_xor(a, b))
+    same_types(op, a, b)
+    return exact(lambda x, y: torch.bitwise_not(torch.bitwise_xor(x, y)), a, b)
 
 
 @lowers("ai.onnx", "Mod", 10)
 def mod(op, a, b):
     """fmod=1: the sign of the dividend (C's fmod); fmod=0: of the divisor (Python's %), integers only."""
+    same_types(op, a, b)
     if op.attr("fmod", 0):
-        return torch.fmod(a, b)
+        return exact(torch.fmod, a, b)
     if a.dtype.is_floating_point:
         raise refuse(op, "fmod must be 1 for floating point inputs")
-    return torch.remainder(a, b)
+    return exact(torch.remainder, a, b)
 
 
 @lowers("ai.onnx", "Sum", 6, 8)
 def total(op, *xs):
-    return functools.reduce(torch.add, xs)
+    same_types(op, *xs)
+    broadcastable(op, *xs)
+    return exact(lambda *ts: functools.reduce(torch.add, ts), *xs)
 
 
 @lowers("ai.onnx", "Mean", 6, 8)
 def mean(op, *xs):
+    same_types(op, *xs)
+    broadcastable(op, *xs)
     return functools.reduce(torch.add, xs) / len(xs)
+
+
+def _extreme(op, xs, function):
+    """Equal inputs each get the whole gradient, as PopART's MaxArgGrad compares with the output; torch halves it."""
+    same_types(op, *xs)
+    broadcastable(op, *xs)
+    if not xs[0].dtype.is_floating_point:
+        return exact(lambda *ts: functools.reduce(function, ts), *xs)
+
+    def pair(a, b):
+        tied = (a == b) & torch.isfinite(a)
+        return torch.where(tied, a + (b - b.detach()), function(a, b))
+
+    return functools.reduce(pair, xs)
 
 
 @lowers("ai.onnx", "Max", 6, 8)
 def maximum(op, *xs):
-    return functools.reduce(torch.maximum, xs)
+    return _extreme(op, xs, torch.maximum)
 
 
 @lowers("ai.onnx", "Min", 6, 8)
 def minimum(op, *xs):
-    return functools.reduce(torch.minimum, xs)
+    return _extreme(op, xs, torch.minimum)
 
 
 @lowers("ai.onnx", "Where", 9)
 def where(op, condition, a, b):
-    return torch.where(condition.bool(), a, b)
+    booleans_only(op, condition)
+    same_types(op, a, b)
+    broadcastable(op, condition, a, b)
+    return torch.where(condition, a, b)
 
 
 def clip(x, low, high):

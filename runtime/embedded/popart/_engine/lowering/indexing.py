@@ -4,18 +4,17 @@ from __future__ import annotations
 import torch
 
 from ..registry import lowers
-from .common import DEVICE_INT, axis_of, ints, refuse, wrap_index
+from .common import DEVICE_INT, axis_of, exact, index_type, ints, refuse, same_types, wrap_index
 
 
 @lowers("ai.onnx", "Gather", 1, 11)
 def gather(op, data, indices):
     """data [..., n, ...], indices of any shape -> indices' shape in place of the axis."""
     axis = axis_of(op, op.attr("axis", 0), data.dim())
+    index_type(op, indices)
     if 1 in op.constants and op.constants[1].ndim == 0:  # one known row needs no gather, nor a scatter backward
         return data.select(axis, int(op.constants[1]))
-    flat = indices.reshape(-1)
-    flat = flat.long() if op.version < 11 else wrap_index(flat, data.shape[axis])
-    picked = data.index_select(axis, flat)
+    picked = data.index_select(axis, wrap_index(indices.reshape(-1), data.shape[axis]))
     return picked.reshape(data.shape[:axis] + indices.shape + data.shape[axis + 1 :])
 
 
@@ -24,7 +23,13 @@ def gather(op, data, indices):
 def scatter_elements(op, data, indices, updates):
     """data with updates[i] written at indices[i] along the axis; what a repeated index gets is undefined."""
     axis = axis_of(op, op.attr("axis", 0), data.dim())
-    return data.scatter(axis, wrap_index(indices, data.shape[axis]), updates)
+    index_type(op, indices)
+    same_types(op, data, updates, doing="scattering")
+    if indices.shape != updates.shape or indices.dim() != data.dim():
+        raise refuse(op, f"indices {list(indices.shape)} and updates {list(updates.shape)} must have one shape, of as many "
+                         f"dimensions as the data {list(data.shape)}")  # fmt: skip
+    rows = wrap_index(indices, data.shape[axis])
+    return exact(lambda into, values: into.scatter(axis, rows, values), data, updates)
 
 
 def _top(op, x, k, axis, largest):
@@ -33,7 +38,7 @@ def _top(op, x, k, axis, largest):
     if not 0 <= k <= x.shape[axis]:
         raise refuse(op, f"K = {k} of an axis with {x.shape[axis]} elements")
     order = torch.sort(x.detach(), dim=axis, descending=largest, stable=True).indices.narrow(axis, 0, k)
-    return torch.gather(x, axis, order), order.to(DEVICE_INT)
+    return exact(lambda values: torch.gather(values, axis, order), x), order.to(DEVICE_INT)
 
 
 @lowers("ai.onnx", "TopK", 1)
@@ -60,7 +65,8 @@ def _arg(op, x, function):
     axis = axis_of(op, op.attr("axis", 0), x.dim())
     if op.attr("select_last_index", 0):
         raise refuse(op, "select_last_index must be 0")
-    return function(x, dim=axis, keepdim=bool(op.attr("keepdims", 1))).to(DEVICE_INT)
+    keep = bool(op.attr("keepdims", 1))
+    return exact(lambda values: function(values, dim=axis, keepdim=keep), x).to(DEVICE_INT)
 
 
 @lowers("ai.onnx", "ArgMax", 1, 11)
@@ -76,16 +82,17 @@ def arg_min(op, x):
 
 @lowers("ai.onnx", "OneHot", 9, 11)
 def one_hot(op, indices, depth=None, values=None):
-    """values = [off, on]; an index outside [-depth, depth) gives a row of `off` (opset 9: outside [0, depth))."""
-    size, (off, on) = ints(op, 1)[0], op.constant(2).reshape(-1)
+    """values = [off, on], known or computed; an index outside [-depth, depth) gives a row of `off` (opset 9: [0, depth))."""
+    size = ints(op, 1)[0]
+    if values.numel() != 2:
+        raise refuse(op, f"values must be [off, on], not of shape {list(values.shape)}")
     axis = axis_of(op, op.attr("axis", -1), indices.dim() + 1)
     index = indices.long() if op.version < 11 else wrap_index(indices, size)
     slots = torch.arange(size, device=indices.device)
     slots = slots.reshape([-1 if a == axis else 1 for a in range(indices.dim() + 1)])
     hot = index.unsqueeze(axis) == slots
-    dtype = getattr(torch, op.constant(2).dtype.name)
-    on_value = torch.full((), on.item(), dtype=dtype, device=indices.device)
-    return torch.where(hot, on_value, torch.full((), off.item(), dtype=dtype, device=indices.device))
+    off, on = values.reshape(-1)
+    return torch.where(hot, on, off)
 
 
 @lowers("ai.graphcore", "Bucketize", 1)

@@ -97,6 +97,13 @@ def _transpose_pads(op, full, spatial, strides, extra):
 
 @lowers("ai.onnx", "MatMul", 1, 9)
 def matmul(op, a, b):
+    """numpy's matmul: 1-D operands get an axis for the product, the leading axes broadcast."""
+    for side, tensor in (("lhs", a), ("rhs", b)):
+        if tensor.dim() == 0:
+            raise refuse(op, f"doesn't support scalar tensors, as which the {side} comes")
+    if a.shape[-1] != b.shape[-2 if b.dim() > 1 else 0]:
+        raise refuse(op, f"contracting dimensions unequal: lhs '{op.inputs[0]}' {list(a.shape)}, rhs '{op.inputs[1]}' "
+                         f"{list(b.shape)}")  # fmt: skip
     if not _half_partials(op, a):
         return wide(torch.matmul, a, b)
     left, right = a.float(), b.float()
@@ -108,6 +115,8 @@ def matmul(op, a, b):
 def gemm(op, a, b, c=None):
     """alpha * A' B' + beta * C; PopART rewrites it to MatMul, Scale and Add, each of which rounds to half."""
     alpha, beta = op.attr("alpha", 1.0), op.attr("beta", 1.0)
+    if a.dim() != 2 or b.dim() != 2:
+        raise refuse(op, f"the inputs must be matrices, not {list(a.shape)} and {list(b.shape)}")
     a = a.t() if op.attr("transA", 0) else a
     b = b.t() if op.attr("transB", 0) else b
     if c is not None and alpha == beta == 1.0 and a.dtype == torch.float32:

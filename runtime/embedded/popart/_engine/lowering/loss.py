@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..registry import lowers
-from .common import refuse, wide
+from .common import floats_only, onnx_name, refuse, wide
 
 _SMALLEST, _SMALLEST_HALF = 1e-7, 6.104e-5  # probabilities are raised to this before the logarithm
 
@@ -29,6 +29,7 @@ def identity_loss(op, x):
 @lowers("ai.graphcore", "L1", 1)
 def l1(op, x):
     """lambda * reduce(|x|)."""
+    floats_only(op, x)
     return op.attr("lambda") * _reduce(op, x.abs())
 
 
@@ -38,6 +39,10 @@ def nll(op, probabilities, labels):
 
     A label equal to ignoreIndex costs nothing and is not counted by Mean, which divides by at least 1.
     """
+    if labels.dtype.is_floating_point or labels.numel() != probabilities.shape[:-1].numel():
+        raise refuse(op, f"labels must be integers, one for each of the {list(probabilities.shape[:-1])} rows of "
+                         f"probabilities, not {onnx_name(labels.dtype)} of shape {list(labels.shape)}")  # fmt: skip
+    floats_only(op, probabilities)
     rows = probabilities.reshape(-1, probabilities.shape[-1])
     flat = labels.reshape(-1).long()
     ignore = op.attr("ignoreIndex", op.attr("ignore_index", None))

@@ -12,27 +12,30 @@ from .elementwise import dtype_of
 def _ratio(op) -> float:
     ratio = op.attr("ratio", 0.5)
     if not 0.0 <= ratio < 1.0:
-        raise refuse(op, f"ratio {ratio} is outside [0, 1)")
+        raise refuse(op, f"ratio value {ratio} is not valid. Please use a value in the interval [0,1)")
     return ratio
 
 
 @lowers("ai.onnx", "Dropout", 6, 7, 10)
 def dropout(op, x):
     """Drops in a training step only, which is where a program runs with gradients enabled. Second output: the mask."""
+    ratio = _ratio(op)
     training = torch.is_grad_enabled() and not op.attr("is_test", 0)
     if not training:
         return (x, torch.ones_like(x, dtype=torch.bool))[: len(op.outputs)]
-    kept = torch.rand(x.shape, device=x.device) >= _ratio(op)
-    return (x * kept / (1.0 - _ratio(op)), kept)[: len(op.outputs)]
+    kept = torch.rand(x.shape, device=x.device) >= ratio
+    return (x * kept / (1.0 - ratio), kept)[: len(op.outputs)]
 
 
 @lowers("ai.graphcore", "ShapedDropout", 1)
 def shaped_dropout(op, x):
     """One decision per element of `shape`, which broadcasts to x."""
+    ratio, shape = _ratio(op), tuple(op.attr("shape"))
+    if len(shape) > x.dim() or any(n not in (1, m) for n, m in zip(reversed(shape), reversed(x.shape))):
+        raise refuse(op, f"the shape {list(shape)} does not broadcast to the input's {list(x.shape)}")
     if not torch.is_grad_enabled():
         return x
-    kept = torch.rand(tuple(op.attr("shape")), device=x.device) >= _ratio(op)
-    return x * kept / (1.0 - _ratio(op))
+    return x * (torch.rand(shape, device=x.device) >= ratio) / (1.0 - ratio)
 
 
 def _normal(op, shape, dtype, device):

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..registry import lowers
-from .common import axes_of, axis_of, refuse, wide
+from .common import axes_of, axis_of, exact, refuse, wide
 
 
 def _sum(x, axes, keep):
@@ -26,11 +26,26 @@ def _prod(x, axes, keep):
     return x
 
 
+def _extreme(function):
+    """amax or amin whose gradient goes whole to every element equal to the result (PopART's ReduceMaxGrad)."""
+
+    def reduce(x, axes, keep):
+        if not x.requires_grad:
+            return function(x, dim=axes, keepdim=keep)
+        best = function(x.detach(), dim=axes, keepdim=True)
+        chosen = (x.detach() == best) & torch.isfinite(best)  # inf - inf would be NaN
+        path = torch.where(chosen, x - x.detach(), torch.zeros_like(x)).sum(dim=axes, keepdim=True)
+        out = best + path
+        return out if keep else out.reshape([n for a, n in enumerate(x.shape) if a not in axes])
+
+    return reduce
+
+
 _REDUCTIONS = {
     "ReduceSum": _sum,
     "ReduceMean": _mean,
-    "ReduceMax": lambda x, axes, keep: x.amax(dim=axes, keepdim=keep),
-    "ReduceMin": lambda x, axes, keep: x.amin(dim=axes, keepdim=keep),
+    "ReduceMax": _extreme(torch.amax),
+    "ReduceMin": _extreme(torch.amin),
     "ReduceProd": _prod,
     "ReduceL1": lambda x, axes, keep: _sum(x.abs(), axes, keep),
     "ReduceL2": lambda x, axes, keep: _sum(x.square(), axes, keep).sqrt(),
@@ -46,8 +61,8 @@ def _register(op_type, function):
         """`axes` absent or empty: all of them."""
         axes = axes_of(op, op.attr("axes", ()) or range(x.dim()), x.dim()) if x.dim() else ()
         if not axes:  # a scalar: reduce the one-element vector that it is
-            return wide(lambda t: function(t.reshape(1), (0,), False), x)
-        return wide(lambda t: function(t, axes, bool(op.attr("keepdims", 1))), x)
+            return wide(lambda t: exact(lambda u: function(u.reshape(1), (0,), False), t), x)
+        return wide(lambda t: exact(lambda u: function(u, axes, bool(op.attr("keepdims", 1))), t), x)
 
 
 for _op_type, _function in _REDUCTIONS.items():

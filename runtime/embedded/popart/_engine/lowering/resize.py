@@ -114,6 +114,7 @@ def resize(op, x, roi=None, scales=None, sizes=None):
 @lowers("ai.onnx", "Resize", 10)
 @lowers("ai.onnx", "Upsample", 9)
 def upsample(op, x, scales=None):
-    """Coordinates i / scale, nearest takes the floor."""
-    how = {"mode": op.attr("mode", "nearest"), "coordinates": "asymmetric", "nearest": "floor"}
+    """Nearest takes the floor of i / scale, linear and cubic have half-pixel coordinates: PopART resizes as PyTorch does."""
+    mode = op.attr("mode", "nearest")
+    how = {"mode": mode, "coordinates": "asymmetric" if mode == "nearest" else "half_pixel", "nearest": "floor"}
     return _resize(op, x, _floats(op, 1), [], how)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 
 from ..registry import lowers
-from .common import axis_of, refuse, wrap_index
+from .common import axis_of, index_type, refuse, wrap_index
 
 # ScatterReduction as an attribute: its number, or a name
 _REDUCTIONS = {0: "sum", 1: "max", 2: "min", 3: "mul", 4: "none"}
@@ -32,13 +32,20 @@ def _start(reduction: str, shape, data):
 def _scatter(op, data, indices, initial, axis):
     """Reduces data [..., n, ...] into [..., axis_size, ...] by indices, broadcast along the other axes."""
     reduction, size = _reduction(op), op.attr("axis_size")
+    index_type(op, indices)
+    if size < 1:
+        raise refuse(op, f"axis_size must be at least 1, not {size}")
     if indices.dim() < data.dim():
         if not op.attr("enable_index_broadcast", 1):
             raise refuse(op, f"indices of shape {list(indices.shape)} need enable_index_broadcast")
         shape = [-1 if a == axis else 1 for a in range(data.dim())] if indices.dim() == 1 else None
         indices = indices.reshape(shape) if shape else indices.reshape(*indices.shape, *[1] * (data.dim() - indices.dim()))
+    if any(n not in (1, m) for n, m in zip(indices.shape, data.shape)):
+        raise refuse(op, f"indices {list(indices.shape)} do not fit the data {list(data.shape)}")
     indices = indices.long().expand(data.shape)
     shape = [size if a == axis else n for a, n in enumerate(data.shape)]
+    if initial is not None and list(initial.shape) != shape:
+        raise refuse(op, f"initial values of shape {list(initial.shape)}; the output has {shape}")
     start = _start(reduction, shape, data) if initial is None else initial
     if reduction == "none":
         return start.scatter(axis, indices, data)

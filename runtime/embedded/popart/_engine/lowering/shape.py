@@ -5,8 +5,9 @@ import math
 
 import torch
 
+from ...errors import popart_exception
 from ..registry import lowers
-from .common import axes_of, axis_of, ints, pad_spatial, refuse
+from .common import axes_of, axis_of, exact, ints, pad_spatial, refuse, same_types
 
 
 def reshape_to(op, x, dims):
@@ -79,6 +80,7 @@ def tile(op, x, repeats=None):
 
 @lowers("ai.onnx", "Concat", 4, 11)
 def concat(op, *xs):
+    same_types(op, *xs, doing="concatenation")
     return torch.cat(xs, dim=axis_of(op, op.attr("axis"), xs[0].dim()))
 
 
@@ -93,6 +95,8 @@ def split(op, x):
 
 def _slice(op, x, starts, ends, axes, steps):
     axes = range(len(starts)) if axes is None else axes
+    if not len(starts) == len(ends) == len(axes) == len(steps or axes):
+        raise refuse(op, f"starts {list(starts)}, ends {list(ends)}, axes {list(axes)} and steps must have the same length")
     for start, end, axis, step in zip(starts, ends, axes, steps or [1] * len(starts)):
         axis = axis_of(op, axis, x.dim())
         if step == 0:
@@ -191,13 +195,20 @@ def identity(op, x):
 
 @lowers("ai.graphcore", "Reverse", 1)
 def reverse(op, x):
-    return x.flip(axes_of(op, op.attr("dimensions"), x.dim()))
+    axes = axes_of(op, op.attr("dimensions"), x.dim())
+    return exact(lambda t: t.flip(axes), x)
 
 
 @lowers("ai.graphcore", "Subsample", 1)
 def subsample(op, x):
     """Every strides[i]-th element of axis i, from the first."""
-    return x[tuple(slice(None, None, step) for step in op.attr("strides"))]
+    strides = op.attr("strides")
+    if len(strides) != x.dim():
+        raise refuse(op, f"strides {tuple(strides)} must have {x.dim()} entries, one a dimension")
+    for i, step in enumerate(strides):
+        if step < 1:
+            raise popart_exception(f"Strides invalid. {step} stride at index {i} of {op.describe()}")
+    return x[tuple(slice(None, None, step) for step in strides)]
 
 
 def dynamic_positions(op, offset, size, length):
@@ -209,15 +220,26 @@ def dynamic_positions(op, offset, size, length):
 @lowers("ai.graphcore", "DynamicSlice", 1)
 def dynamic_slice(op, x, offset, template=None):
     """The part of x that begins at `offset` (one entry per axis of `axes`) and has `sizes`."""
-    offset = offset.reshape(-1)
+    offset = _offsets(op, x, offset)
     for i, (axis, size) in enumerate(zip(op.attr("axes"), op.attr("sizes"))):
         x = x.index_select(axis, dynamic_positions(op, offset[i], size, x.shape[axis]))
     return x
 
 
+def _offsets(op, x, offset):
+    """The offsets, one for each of `axes`; raises where they or `sizes` do not fit x."""
+    axes, sizes, offset = op.attr("axes"), op.attr("sizes"), offset.reshape(-1)
+    if not len(axes) == len(sizes) == len(offset):
+        raise refuse(op, f"axes {tuple(axes)}, sizes {tuple(sizes)} and {len(offset)} offsets must be of one length")
+    for axis, size in zip(axes, sizes):
+        if not 0 <= axis < x.dim() or size > x.shape[axis]:
+            raise refuse(op, f"a slice of {size} elements along axis {axis} does not fit the shape {list(x.shape)}")
+    return offset
+
+
 def _written(op, x, offset, part, combine):
     """x with combine(x's region, part) written at `offset` along `axes`."""
-    axes, offset = op.attr("axes"), offset.reshape(-1)
+    axes, offset = op.attr("axes"), _offsets(op, x, offset)
     index, inside = [], None
     for i, axis in enumerate(axes):
         positions = torch.arange(x.shape[axis], device=x.device)
