@@ -56,6 +56,31 @@ def test_argmax_gives_int32():
     assert run("ArgMax", 11, torch.zeros(2, 2)).dtype == torch.int32
 
 
+@pytest.mark.parametrize("op_type, version", [("Upsample", 9), ("Resize", 10)])
+def test_linear_and_cubic_resizing_before_opset_11_have_half_pixel_coordinates_as_in_pytorch(op_type, version):
+    x = torch.from_numpy(np.random.default_rng(3).normal(size=(1, 2, 4, 5)).astype(np.float32))
+    scales = {1: np.asarray([1, 1, 2, 3], np.float32)}
+    for mode, theirs in (("linear", "bilinear"), ("cubic", "bicubic")):
+        expected = F.interpolate(x, scale_factor=(2, 3), mode=theirs)
+        torch.testing.assert_close(run(op_type, version, x, constants=scales, mode=mode), expected)
+
+
+@pytest.mark.parametrize("version", [1, 11])
+def test_gather_counts_negative_indices_from_the_end(version):
+    data = torch.arange(12.0).reshape(3, 4)
+    np.testing.assert_array_equal(run("Gather", version, data, torch.tensor([-1, 0]), axis=1), data[:, [-1, 0]])
+
+
+def test_the_values_of_a_one_hot_may_be_computed_and_get_gradients():
+    values = torch.tensor([0.5, 2.0], requires_grad=True)
+    names = ("x", "depth", "values")
+    op = Op("ai.onnx", "OneHot", 9, "n", names, ("y",), {}, constants={1: np.asarray(3)})
+    out = run_op(op, [torch.tensor([0, 2], dtype=torch.int32), torch.tensor(3), values])[0]
+    assert out.tolist() == [[2, 0.5, 0.5], [0.5, 0.5, 2]]
+    out.sum().backward()
+    assert values.grad.tolist() == [4, 2]
+
+
 def test_a_cast_to_int64_stays_in_32_bits():
     assert run("Cast", 9, torch.tensor([2.9, -2.9]), to=7).dtype == torch.int32
 

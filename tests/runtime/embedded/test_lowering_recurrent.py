@@ -142,3 +142,18 @@ def test_what_popart_has_not_is_refused(kind, attributes, message):
     builder, outputs = built(kind, data(kind, 0), **attributes)
     with pytest.raises(popart.popart_exception, match=message):
         popart.InferenceSession(builder.getModelProto(), popart.DataFlow(1, outputs), models.device())
+
+
+@pytest.mark.parametrize("name, function", [
+    ("Gelu", lambda t: torch.nn.functional.gelu(t, approximate="tanh")), ("Swish", torch.nn.functional.silu),
+    ("Softmax", lambda t: torch.softmax(t, dim=-1)),
+])  # fmt: skip
+def test_the_activations_that_popart_has_beyond_onnx(name, function):
+    arrays = data("rnn", 6)
+    builder, outputs = built("rnn", arrays, activations=[name])
+    y, _ = infer(builder, outputs, arrays)
+    x, w, r, b, h = (torch.from_numpy(arrays[key]) for key in ("x", "w", "r", "b", "h"))
+    state = h[0]
+    for step in range(S):
+        state = function(x[step] @ w[0].T + state @ r[0].T + b[0, :H] + b[0, H:])
+        np.testing.assert_allclose(y[step, 0], state, rtol=1e-4, atol=1e-5)

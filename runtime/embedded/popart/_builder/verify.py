@@ -16,7 +16,7 @@ def check(method: str, tensors: list[str], values: dict, shape_of) -> None:
 def _conv(tensors, values, shape_of):
     """kernel_shape, where given, is the one of the weights."""
     weights, kernel = shape_of(tensors[1]), list(values.get("kernel_shape") or ())
-    if weights is not None:
+    if weights is not None and len(weights) > 2:
         found = list(weights)[2:]
         if kernel and kernel != found:
             raise popart_exception(

@@ -18,7 +18,7 @@ _REQUIRED = object()
 # PopART evaluates these inputs at build time: a float initializer that feeds nothing else is a constant, not a weight.
 CONSTANT_ONLY_INPUTS = {
     ("Clip", 1), ("Clip", 2), ("Resize", 1), ("Resize", 2), ("Resize", 3), ("Upsample", 1), ("Pad", 1), ("Pad", 2),
-    ("OneHot", 1), ("OneHot", 2),
+    ("OneHot", 1),
 }  # fmt: skip
 
 VARIABLE_WRITERS = ("CopyVarUpdate", "AddLhsInplace")  # their output is the new value of their first input

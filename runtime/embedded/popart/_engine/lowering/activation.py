@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ..registry import lowers
-from .common import axis_of, wide
+from .common import axis_of, floats_only, same_types, wide
 
 
 @lowers("ai.onnx", "Relu", 6)
@@ -17,11 +17,13 @@ def relu(op, x):
 
 @lowers("ai.onnx", "Sigmoid", 6)
 def sigmoid(op, x):
+    floats_only(op, x)
     return torch.sigmoid(x)
 
 
 @lowers("ai.onnx", "Tanh", 6)
 def tanh(op, x):
+    floats_only(op, x)
     return torch.tanh(x)
 
 
@@ -33,6 +35,7 @@ def leaky_relu(op, x):
 @lowers("ai.onnx", "PRelu", 9)
 def prelu(op, x, slope):
     """`slope` broadcasts to x from the right, as numpy does; torch's prelu would align it with the channels."""
+    same_types(op, x, slope)
     return torch.where(x < 0, x * slope, x)
 
 
@@ -60,6 +63,7 @@ def softplus(op, x):
 
 @lowers("ai.onnx", "Softsign", 1)
 def softsign(op, x):
+    floats_only(op, x)
     return F.softsign(x)
 
 

@@ -18,7 +18,7 @@ def refuse(op, reason: str) -> popart_exception:
 def axis_of(op, axis: int, rank: int) -> int:
     """`axis` counted from the front; raises when it is outside [-rank, rank)."""
     if not -max(rank, 1) <= axis < max(rank, 1):
-        raise refuse(op, f"axis {axis} is outside [-{rank}, {rank - 1}]")
+        raise refuse(op, f"axis {axis} is outside of acceptable range [{-rank}, {rank - 1}]")
     return axis % max(rank, 1)
 
 

@@ -6,7 +6,7 @@ import math
 import torch
 
 from ..registry import lowers
-from .common import refuse
+from .common import floats_only, refuse
 
 
 @torch.library.custom_op("popdet_embedded::ctc_loss", mutates_args=())
@@ -40,6 +40,21 @@ def _backward(ctx, grad, _):
 losses_and_gradients.register_autograd(_backward, setup_context=_keep_gradient)
 
 
+def _check_ctc(op, log_probs, targets, lengths):
+    """Raises unless the tensors are float [T,N,C], integer [N,S] and integer [N], and blank is one of the C classes."""
+    floats_only(op, log_probs)
+    if log_probs.dim() != 3 or targets.dim() != 2 or targets.shape[0] != log_probs.shape[1]:
+        raise refuse(op, f"log probabilities [T, N, C] and targets [N, S] are expected, not {list(log_probs.shape)} and "
+                         f"{list(targets.shape)}")  # fmt: skip
+    for tensor in lengths:
+        if list(tensor.shape) != [log_probs.shape[1]]:
+            raise refuse(op, f"lengths of shape [{log_probs.shape[1]}] are expected, not {list(tensor.shape)}")
+    if any(t.dtype.is_floating_point for t in (targets, *lengths)):
+        raise refuse(op, "targets and lengths must be integers")
+    if not 0 <= op.attr("blank", 0) < log_probs.shape[2]:
+        raise refuse(op, f"the blank class {op.attr('blank')} is outside the {log_probs.shape[2]} classes")
+
+
 @lowers("ai.graphcore", "Ctc", 1)
 def ctc_loss(op, log_probs, targets, input_lengths, target_lengths):
     """log_probs [T,N,C] (log-softmax), targets int [N,S], lengths int [N] -> loss, and its gradient to log_probs.
@@ -52,6 +67,7 @@ def ctc_loss(op, log_probs, targets, input_lengths, target_lengths):
     dtype = {"UNDEFINED": log_probs.dtype, "FLOAT": torch.float32, "FLOAT16": torch.float16}.get(out_type)
     if dtype is None:
         raise refuse(op, f"outDataType '{out_type}' is not FLOAT or FLOAT16")
+    _check_ctc(op, log_probs, targets, (input_lengths, target_lengths))
     whole = [t.to(torch.int64) for t in (targets, input_lengths, target_lengths)]
     blank, clean = op.attr("blank", 0), bool(op.attr("zeroInfinity", 0))
     losses, gradient = losses_and_gradients(log_probs.float(), *whole, blank, clean)

@@ -59,6 +59,9 @@ def roi_align_10(op, features, rois, images):
         raise refuse(op, "mode must be avg; PopART ignores it and averages")
     out_height, out_width = op.attr("output_height", 7), op.attr("output_width", 7)
     ratio, scale = op.attr("sampling_ratio", 1), float(op.attr("spatial_scale", 1.0))
+    if features.dim() != 4 or rois.dim() != 2 or rois.shape[1] != 4 or images.shape != rois.shape[:1]:
+        raise refuse(op, f"features [B,C,H,W], rois [N,4] and batch indices [N] are wanted, not {list(features.shape)}, "
+                         f"{list(rois.shape)} and {list(images.shape)}")  # fmt: skip
     if ratio < 1:
         raise refuse(op, "sampling_ratio must be at least 1; an adaptive one has no static cost")
     start = rois.detach().float()[:, :2] * scale

@@ -99,6 +99,7 @@ _BINARY = {
     "Equal": (torch.eq, (1, 7, 11)), "Greater": (torch.gt, (1, 7, 9)), "Less": (torch.lt, (7, 9)),
 }  # fmt: skip
 _LEGACY_BROADCAST = frozenset(_BINARY)
+_ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Pow")
 _GRAPHCORE_BINARY = {
     "Atan2": torch.atan2, "Fmod": torch.fmod, "Remainder": torch.remainder, "BitwiseAnd": torch.bitwise_and,
     "BitwiseOr": torch.bitwise_or, "BitwiseXor": torch.bitwise_xor,
@@ -111,6 +112,8 @@ def _register_binary(domain, op_type, versions, function):
         same_types(op, a, b)
         if op_type in ("And", "Or"):
             booleans_only(op, a, b)
+        elif op_type in _ARITHMETIC and a.dtype == torch.bool:
+            raise refuse(op, "inputs of type BOOL; they have no arithmetic")
         elif op_type == "Atan2":
             floats_only(op, a, b)
         b = align(op, a, b)

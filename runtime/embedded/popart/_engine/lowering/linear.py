@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ..registry import lowers
-from .common import pad_spatial, per_axis, refuse, resolve_pads, wide
+from .common import floats_only, pad_spatial, per_axis, refuse, resolve_pads, same_types, wide
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -39,6 +39,8 @@ def _spatial_rank(op, x) -> int:
 @lowers("ai.onnx", "Conv", 1, 11)
 def conv(op, x, w, bias=None):
     """x [N,C,*spatial], w [M,C/group,*kernel] -> [N,M,*spatial']."""
+    floats_only(op, x, w)
+    same_types(op, x, w, doing="convolution")
     rank = _spatial_rank(op, x)
     kernel = tuple(w.shape[2:])
     if tuple(op.attr("kernel_shape", kernel)) not in (kernel, ()):
@@ -98,9 +100,11 @@ def _transpose_pads(op, full, spatial, strides, extra):
 @lowers("ai.onnx", "MatMul", 1, 9)
 def matmul(op, a, b):
     """numpy's matmul: 1-D operands get an axis for the product, the leading axes broadcast."""
-    for side, tensor in (("lhs", a), ("rhs", b)):
+    for side, tensor, name in zip(("lhs", "rhs"), (a, b), op.inputs):
         if tensor.dim() == 0:
-            raise refuse(op, f"doesn't support scalar tensors, as which the {side} comes")
+            raise refuse(op, f"doesn't support scalar tensor {name} as the {side} input")
+    floats_only(op, a, b)
+    same_types(op, a, b, doing="matrix product")
     if a.shape[-1] != b.shape[-2 if b.dim() > 1 else 0]:
         raise refuse(op, f"contracting dimensions unequal: lhs '{op.inputs[0]}' {list(a.shape)}, rhs '{op.inputs[1]}' "
                          f"{list(b.shape)}")  # fmt: skip

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ..registry import lowers
-from .common import refuse
+from .common import floats_only, refuse
 
 
 def _per_channel(values, rank):
@@ -27,6 +27,10 @@ def batch_normalization(op, x, scale, bias, mean, var):
     running = momentum * old + (1 - momentum) * batch; the batch variance is biased for ai.onnx and unbiased for
     ai.graphcore. The saved variance is a variance.
     """
+    floats_only(op, x, scale, bias, mean, var)
+    for tensor in (scale, bias, mean, var):
+        if list(tensor.shape) != [x.shape[1]]:
+            raise refuse(op, f"scale, bias, mean and variance must be of shape [{x.shape[1]}], not {list(tensor.shape)}")
     if not op.attr("spatial", 1):
         raise refuse(op, "spatial must be 1")
     epsilon, momentum = op.attr("epsilon", 1e-5), op.attr("momentum", 0.9)

@@ -56,11 +56,17 @@ def average_pool(op, x):
     return wide(lambda t: _AVERAGE[rank](t, kernel, strides) / _AVERAGE[rank](counted, kernel, strides), padded)
 
 
+def _spatial(op, x):
+    if x.dim() < 3:
+        raise refuse(op, f"an input of shape {list(x.shape)}; [N, C, ...] with spatial axes is needed")
+    return tuple(range(2, x.dim()))
+
+
 @lowers("ai.onnx", "GlobalAveragePool", 1)
 def global_average_pool(op, x):
-    return wide(lambda t: t.mean(dim=tuple(range(2, t.dim())), keepdim=True), x)
+    return wide(lambda t: t.mean(dim=_spatial(op, x), keepdim=True), x)
 
 
 @lowers("ai.onnx", "GlobalMaxPool", 1)
 def global_max_pool(op, x):
-    return x.amax(dim=tuple(range(2, x.dim())), keepdim=True)
+    return x.amax(dim=_spatial(op, x), keepdim=True)

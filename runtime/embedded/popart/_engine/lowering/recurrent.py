@@ -5,6 +5,8 @@ i o f c for LSTM and z r h for GRU (onnx.ai/onnx/operators). A sequence that is 
 """
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from ..registry import lowers
@@ -12,7 +14,9 @@ from .common import refuse
 
 _ACTIVATIONS = {
     "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "softsign": torch.nn.functional.softsign,
-    "softplus": torch.nn.functional.softplus,
+    "softplus": torch.nn.functional.softplus, "swish": torch.nn.functional.silu, "geluerf": torch.nn.functional.gelu,
+    "gelu": functools.partial(torch.nn.functional.gelu, approximate="tanh"),
+    "softmax": functools.partial(torch.softmax, dim=-1),
 }  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def _scatter(op, data, indices, initial, axis):
     reduction, size = _reduction(op), op.attr("axis_size")
     index_type(op, indices)
     if size < 1:
-        raise refuse(op, f"axis_size must be at least 1, not {size}")
+        raise refuse(op, f"axis_size attribute must be at least 1: axis_size = {size}")
     if indices.dim() < data.dim():
         if not op.attr("enable_index_broadcast", 1):
             raise refuse(op, f"indices of shape {list(indices.shape)} need enable_index_broadcast")
@@ -42,6 +42,9 @@ def _scatter(op, data, indices, initial, axis):
         indices = indices.reshape(shape) if shape else indices.reshape(*indices.shape, *[1] * (data.dim() - indices.dim()))
     if any(n not in (1, m) for n, m in zip(indices.shape, data.shape)):
         raise refuse(op, f"indices {list(indices.shape)} do not fit the data {list(data.shape)}")
+    if indices.shape != data.shape and any(n != 1 for a, n in enumerate(indices.shape) if a != axis):
+        raise refuse(op, f"Partial broadcasting of indices is not currently supported: indices {list(indices.shape)}, data "
+                         f"{list(data.shape)}")  # fmt: skip
     indices = indices.long().expand(data.shape)
     shape = [size if a == axis else n for a, n in enumerate(data.shape)]
     if initial is not None and list(initial.shape) != shape:

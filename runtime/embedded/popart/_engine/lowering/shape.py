@@ -70,6 +70,9 @@ def unsqueeze(op, x):
 @lowers("ai.onnx", "Expand", 8)
 def expand(op, x, shape=None):
     """Broadcast both ways: a 1 in the shape leaves the input's size."""
+    if any(m != n and 1 not in (m, n) for m, n in zip(reversed(x.shape), reversed(ints(op, 1)))):
+        raise refuse(op, f"{list(x.shape)} does not expand to {ints(op, 1)}: corresponding dimensions must have the same "
+                         "value or one of them must be 1")  # fmt: skip
     return x.expand(torch.broadcast_shapes(tuple(x.shape), tuple(ints(op, 1))))
 
 
@@ -267,6 +270,7 @@ def dynamic_add(op, x, offset, part):
 @lowers("ai.graphcore", "DynamicZero", 1)
 def dynamic_zero(op, x, offset):
     """x with zeros in the region of `sizes` at `offset` along `axes`."""
+    _offsets(op, x, offset)
     shape = list(x.shape)
     for axis, size in zip(op.attr("axes"), op.attr("sizes")):
         shape[axis] = size
