@@ -102,7 +102,7 @@ def test_agrees_with_onnxruntime(case):
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     expected = session.run(None, inputs)
     graph = shapes.annotate(import_model(model))
-    weights = {name: torch.from_numpy(array) for name, array in graph.initializers.items()}
+    weights = {name: torch.from_numpy(np.array(array)) for name, array in graph.initializers.items()}
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     actual = EagerProgram(graph).forward(weights, tensors, list(graph.outputs))
     for name, wanted in zip(graph.outputs, expected):

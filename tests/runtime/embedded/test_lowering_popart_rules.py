@@ -250,3 +250,10 @@ def test_random_ops_have_the_distribution_that_is_asked():
     assert abs(normal.mean() - 3) < 0.2 and abs(normal.std() - 2) < 0.2
     assert uniform.dtype == torch.float16 and -1 <= uniform.min() and uniform.max() <= 3
     assert abs(uniform.float().mean() - 1) < 0.1
+
+
+def test_roi_align_averages_whatever_its_mode_says_as_popart_does():
+    x, rois, image = torch.rand(1, 2, 8, 8), torch.tensor([[1.0, 1.0, 6.0, 7.0]]), torch.zeros(1, dtype=torch.int32)
+    sizes = {"output_height": 2, "output_width": 2, "sampling_ratio": 2}
+    modes = [run("RoiAlign", 10, x, rois, image, mode=mode, **sizes) for mode in ("avg", "max")]
+    torch.testing.assert_close(*modes)

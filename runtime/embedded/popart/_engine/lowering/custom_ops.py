@@ -52,11 +52,9 @@ def roi_align(op, features, rois):
 def roi_align_10(op, features, rois, images):
     """features [B,C,H,W], rois [N,4], images int [N] -> [N,C,output_height,output_width], average, not half-pixel.
 
-    As PopART's: 7 x 7 outputs and a sampling_ratio of 1 where the attributes are absent. A RoI is stretched to at
+    As PopART's: 7 x 7 outputs and a sampling_ratio of 1 where the attributes are absent; `mode` is not read. A RoI is stretched to at
     least one feature pixel.
     """
-    if op.attr("mode", "avg") != "avg":
-        raise refuse(op, "mode must be avg; PopART ignores it and averages")
     out_height, out_width = op.attr("output_height", 7), op.attr("output_width", 7)
     ratio, scale = op.attr("sampling_ratio", 1), float(op.attr("spatial_scale", 1.0))
     if features.dim() != 4 or rois.dim() != 2 or rois.shape[1] != 4 or images.shape != rois.shape[:1]:
