@@ -52,8 +52,8 @@ def roi_align(op, features, rois):
 def roi_align_10(op, features, rois, images):
     """features [B,C,H,W], rois [N,4], images int [N] -> [N,C,output_height,output_width], average, not half-pixel.
 
-    As PopART's: 7 x 7 outputs and a sampling_ratio of 1 where the attributes are absent; `mode` is not read. A RoI is stretched to at
-    least one feature pixel.
+    As PopART's: 7 x 7 outputs and a sampling_ratio of 1 where the attributes are absent; `mode` is not read. A RoI is
+    stretched to at least one feature pixel.
     """
     out_height, out_width = op.attr("output_height", 7), op.attr("output_width", 7)
     ratio, scale = op.attr("sampling_ratio", 1), float(op.attr("spatial_scale", 1.0))
