@@ -234,7 +234,7 @@ class InferenceSession(_Session):
         raise unsupported("InferenceSession.fromIr (popxl)")
 
     def getAllTensorIds(self):
-        return list(self._core.graph.info)
+        return self._core.tensor_ids()
 
 
 class TrainingSession(_Session):
@@ -262,7 +262,7 @@ class TrainingSession(_Session):
         )  # fmt: skip
 
     def getTensorIds(self):
-        return list(self._core.graph.info)
+        return self._core.tensor_ids()
 
     def updateEngineCache(self):
         """No engine is cached here, so there is nothing to read again."""

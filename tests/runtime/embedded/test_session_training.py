@@ -248,3 +248,11 @@ def test_integer_initializers_can_be_read_and_not_be_changed():
     session.writeWeights(popart.PyWeightsIO(found))
     with pytest.raises(popart.popart_exception, match="new values for the integer initializer 'i'"):
         session.writeWeights(popart.PyWeightsIO({"i": np.array([1, 1], np.int64)}))
+
+
+def test_tensor_ids_name_gradients_and_optimizer_state_too():
+    optimizer = popart.SGD({"defaultLearningRate": (0.1, False), "defaultMomentum": (0.9, True)})
+    session = two_layers(optimizer=optimizer)
+    ids = session.getTensorIds()
+    assert {"x", "w1", "h", "loss", "Gradient___w1", "Gradient___h", "Accl___w1"} <= set(ids)
+    assert all(session.getInfo(name).nelms() >= 1 for name in ids)

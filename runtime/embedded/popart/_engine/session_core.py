@@ -118,6 +118,11 @@ class SessionCore:
     def anchor_ids(self) -> list[str]:
         return self.data_flow.anchors()
 
+    def tensor_ids(self) -> list[str]:
+        """Tensors of the model, their gradients, the optimizer's state."""
+        gradients = [GRADIENT + name for name in self.graph.info if name in self.with_gradient]
+        return [*self.graph.info, *gradients, *self._state()]
+
     def info(self, name: str) -> TensorInfo:
         if name in self.sources:
             return self.sources[name].info
