@@ -93,3 +93,25 @@ def test_unsigned_integers_are_ordered_scattered_and_reversed(dtype):
     expected = np.array([[5, 9, 7], [8, 0, 7]], dtype)
     updates = torch.from_numpy(np.array([[8, 9, 7]], dtype))
     np.testing.assert_array_equal(run("ai.onnx", "Scatter", 9, [tensor, index, updates], {"axis": 0})[0], expected)
+
+
+def zeros(*shape, dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+STEPS, GATES, LOG_P = zeros(3, 2, 4), (zeros(1, 20, 4), zeros(1, 20, 5)), zeros(6, 2, 5)
+POPLIBS = zeros(4, 9, 5)
+
+
+@pytest.mark.parametrize(("domain", "op_type", "version", "inputs", "message"), [
+    ("ai.onnx", "LSTM", 7, [STEPS, *GATES, zeros(1, 20)], r"the bias must have the shape \[1, 40\], not \[1, 20\]"),
+    ("ai.onnx", "LSTM", 7, [STEPS, *GATES, None, ROWS[:1]], r"sequence_lens must have the shape \[2\], not \[1\]"),
+    ("ai.onnx", "LSTM", 7, [STEPS, *GATES, None, None, zeros(1, 1, 5)], r"an initial state must have the shape \[1, 2, 5\]"),
+    ("ai.graphcore", "LSTM", 1, [STEPS, POPLIBS, zeros(4, 1)], r"the bias must have the shape \[4, 5\]"),
+    ("ai.graphcore", "LSTM", 1, [STEPS, POPLIBS, None, zeros(2, 1, 5)], r"the initial state must have the shape \[2, 2, 5\]"),
+    ("ai.graphcore", "CtcBeamSearchDecoder", 1, [LOG_P, zeros(3, dtype=torch.int32)], r"the lengths must have the shape \[2\]"),
+    ("ai.graphcore", "SequenceSlice", 1, [X, HALF, ONE, ONE, ONE], "incompatible types FLOAT and FLOAT16"),
+])  # fmt: skip
+def test_sequence_ops_do_not_broadcast_what_does_not_fit(domain, op_type, version, inputs, message):
+    with torch.no_grad(), pytest.raises(popart_exception, match=message):
+        run(domain, op_type, version, inputs, {})

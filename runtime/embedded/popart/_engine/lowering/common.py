@@ -73,6 +73,12 @@ def broadcastable(op, *tensors: torch.Tensor) -> None:
             raise refuse(op, f"np broadcasting failed, incompatible shapes {list(tensors[0].shape)} and {list(other.shape)}")
 
 
+def shaped(op, what: str, tensor: torch.Tensor | None, *dims: int) -> None:
+    """Raises unless an input, where it is given, has exactly these dims: torch would broadcast some others silently."""
+    if tensor is not None and tuple(tensor.shape) != dims:
+        raise refuse(op, f"{what} must have the shape {list(dims)}, not {list(tensor.shape)}")
+
+
 def onnx_name(dtype: torch.dtype) -> str:
     """FLOAT, FLOAT16, INT32, ... of a torch dtype."""
     name = str(dtype).split(".")[1].upper()

@@ -6,7 +6,7 @@ import math
 import torch
 
 from ..registry import lowers
-from .common import floats_only, refuse
+from .common import floats_only, refuse, shaped
 
 
 @torch.library.custom_op("popdet_embedded::ctc_loss", mutates_args=())
@@ -143,6 +143,10 @@ def decode(op, log_probs, lengths):
     """log_probs [T,N,C], lengths [N] -> label_probs [N,paths], label_lengths and decoded_labels [N,paths,T] UINT32."""
     width, paths = op.attr("beam_width", 100), op.attr("top_paths", 1)
     blank = op.attr("blank_class", op.attr("blank", 0))
+    floats_only(op, log_probs)
+    if log_probs.dim() != 3:
+        raise refuse(op, f"log probabilities [T, N, C] are expected, not {list(log_probs.shape)}")
+    shaped(op, "the lengths", lengths, log_probs.shape[1])
     if not 0 < paths <= width:
         raise refuse(op, f"top_paths {paths} must be at least 1 and at most the beam_width {width}")
     if not 0 <= blank < log_probs.shape[2]:

@@ -10,7 +10,7 @@ import functools
 import torch
 
 from ..registry import lowers
-from .common import refuse
+from .common import refuse, shaped
 
 _ACTIVATIONS = {
     "sigmoid": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu, "softsign": torch.nn.functional.softsign,
@@ -75,6 +75,10 @@ def _recurrent(op, tensors, lengths, gates, defaults, state_count, make_cell, re
     x, w, r, b, *starts = tensors
     directions, hidden = _check(op, x, w, r, gates, reverse_too)
     functions = _activations(op, defaults, len(directions))
+    shaped(op, "the bias", b, len(directions), 2 * gates * hidden)
+    shaped(op, "sequence_lens", lengths, x.shape[1])
+    for start in starts[:state_count]:
+        shaped(op, "an initial state", start, len(directions), x.shape[1], hidden)
     outputs, finals = [], []
     for d, backwards in enumerate(directions):
         bias = x.new_zeros(2 * gates * hidden) if b is None else b[d]
@@ -173,6 +177,9 @@ def graphcore_lstm(op, x, weights, bias=None, initial=None, lengths=None):
     hidden = weights.shape[-1]
     if weights.dim() != 3 or weights.shape[:2] != (4, x.shape[-1] + hidden):
         raise refuse(op, f"weights {list(weights.shape)} do not fit an input of {list(x.shape)}")
+    shaped(op, "the bias", bias, 4, hidden)
+    shaped(op, "the initial state", initial, 2, x.shape[1], hidden)
+    shaped(op, "the sequence lengths", lengths, x.shape[1])
     full = bool(op.attr("output_full_sequence", 1))
 
     def run(x, weights, bias, initial):

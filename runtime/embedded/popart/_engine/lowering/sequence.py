@@ -5,7 +5,7 @@ import torch
 
 from .. import subgraphs
 from ..registry import lowers
-from .common import refuse
+from .common import refuse, same_types
 
 
 @lowers("ai.graphcore", "SequenceSlice", 1)
@@ -14,6 +14,7 @@ def sequence_slice(op, source, destination, counts, source_offsets, destination_
 
     source [R,...], destination [Q,...] -> [Q,...]. zeroUnused: rows that nothing is copied to are zeros.
     """
+    same_types(op, source, destination, doing="slicing sequences")
     rows = torch.arange(destination.shape[0], device=destination.device).unsqueeze(0)
     start, count = destination_offsets.long().reshape(-1, 1), counts.long().reshape(-1, 1)
     inside = (rows >= start) & (rows < start + count)  # [sequences, destination rows]
