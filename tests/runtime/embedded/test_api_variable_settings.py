@@ -114,3 +114,12 @@ def test_settings_come_back_from_a_builder_model():
     with pytest.raises(popart.popart_exception, match=r"does not support VariableSettings.*'w' with 4 replicas"):
         groups.refuse_grouped(metadata, [w, v], 4)
     groups.refuse_grouped(metadata, [v], 4)
+
+
+def test_a_reduction_on_reading_is_refused_where_it_could_matter():
+    groups = importlib.import_module("popart._engine.variable_groups")
+    metadata = {"__comm_group_type/w": str(int(Kind.All)), "__comm_group_size/w": "0",
+                "__variable_settings/w": str(int(Mode.AllReduceReplicas))}  # fmt: skip
+    groups.refuse_grouped(metadata, ["w"], 1)
+    with pytest.raises(popart.popart_exception, match=r"does not support VariableSettings.*'w' with 2 replicas"):
+        groups.refuse_grouped(metadata, ["w"], 2)

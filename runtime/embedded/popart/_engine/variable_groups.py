@@ -30,9 +30,10 @@ def settings_of(metadata: dict[str, str], names: Iterable[str]) -> dict[str, Var
 
 
 def refuse_grouped(metadata: dict[str, str], names: Iterable[str], replicas: int) -> None:
-    """Raises for a variable that differs between replicas, or that more than one replica returns."""
+    """Raises for a variable that differs between replicas, that several return, or that is reduced when it is read."""
     for name, settings in settings_of(metadata, names).items():
-        if settings.getGroupCount(replicas) > 1 or settings.numReplicasReturningVariable(replicas) > 1:
+        reduced = replicas > 1 and settings.getRetrievalMode() is VariableRetrievalMode.AllReduceReplicas
+        if reduced or settings.getGroupCount(replicas) > 1 or settings.numReplicasReturningVariable(replicas) > 1:
             raise unsupported(
                 f"{settings!r} of the variable '{name}' with {replicas} replicas",
                 "Give it one value for all replicas: VariableSettings().",
