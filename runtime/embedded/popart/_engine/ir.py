@@ -12,16 +12,9 @@ import numpy as np
 
 from ..errors import popart_exception, unsupported
 from ..tensorinfo import TensorInfo
-from . import registry
+from . import nested, registry
 
 _REQUIRED = object()
-# PopART evaluates these inputs at build time: a float initializer that feeds nothing else is a constant, not a weight.
-CONSTANT_ONLY_INPUTS = {
-    ("Clip", 1), ("Clip", 2), ("Resize", 1), ("Resize", 2), ("Resize", 3), ("Upsample", 1), ("Pad", 1), ("Pad", 2),
-    ("OneHot", 1),
-}  # fmt: skip
-
-VARIABLE_WRITERS = ("CopyVarUpdate", "AddLhsInplace")  # their output is the new value of their first input
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,6 +38,7 @@ class Op:
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
     module: str = ""  # dotted module path, where the exporter left one
     explicit: int = 0  # how many inputs the node lists; those behind are what its subgraphs read from around it
+    updates: tuple[tuple[str, str], ...] = ()  # (variable, output that holds its new value)
 
     def attr(self, name: str, default: Any = _REQUIRED) -> Any:
         """The attribute, or `default`; raises naming the op when it is required and absent."""
@@ -106,13 +100,12 @@ class Graph:
 
     def variable_updates(self) -> list[tuple[str, str]]:
         """(initializer, tensor that holds its new value) of the ops that write a variable."""
-        found = []
-        for op in self.ops:
-            if op.op_type == "BatchNormalization" and len(op.outputs) == 5:
-                found += [(op.inputs[3], op.outputs[1]), (op.inputs[4], op.outputs[2])]
-            elif op.domain == "ai.graphcore" and op.op_type in VARIABLE_WRITERS:
-                found.append((op.inputs[0], op.outputs[0]))
-        return [(name, value) for name, value in found if name in self.initializers and value]
+        found = [pair for op in self.ops for pair in op.updates]
+        written = [(name, value) for name, value in found if name in self.initializers]
+        twice = [name for name in dict(written) if sum(name == other for other, _ in written) > 1]
+        if twice:  # the second would have to read what the first wrote
+            raise unsupported(f"two ops that write the variable '{twice[0]}' in one step", "Give each its own variable.")
+        return written
 
     def consumers(self) -> dict[str, list[Op]]:
         """tensor id -> the ops that read it, in order."""
@@ -130,7 +123,8 @@ def import_model(model, strict_versions: bool = True) -> Graph:
         raise unsupported("model-local functions", f"Inline '{model.functions[0].name}' first.")
     if proto.sparse_initializer:
         raise unsupported("sparse initializers", f"Make '{proto.sparse_initializer[0].values.name}' dense.")
-    graph = _import_graph(proto, Scope(_opsets(model), strict_versions))
+    scope = Scope(_opsets(model), strict_versions, nested.Hoisted(_main_names(proto)))
+    graph = _import_graph(proto, scope)
     graph.metadata = {p.key: p.value for p in model.metadata_props}
     _sort_and_check(graph)
     for op in graph.ops:
@@ -140,14 +134,19 @@ def import_model(model, strict_versions: bool = True) -> Graph:
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """What an import knows beside the graph itself. hoisted: the float initializers of subgraphs, by name."""
+    """What an import knows beside the graph itself."""
 
     opsets: dict[str, int]
     strict: bool
-    hoisted: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    hoisted: nested.Hoisted
 
 
-def _import_graph(proto, scope: Scope, nested: bool = False) -> Graph:
+def _main_names(proto) -> set[str]:
+    named = [*proto.input, *proto.initializer]
+    return {value.name for value in named} | {name for node in proto.node for name in node.output}
+
+
+def _import_graph(proto, scope: Scope, inner: bool = False) -> Graph:
     arrays = {}
     for tensor in proto.initializer:
         if tensor.name in arrays:
@@ -160,20 +159,21 @@ def _import_graph(proto, scope: Scope, nested: bool = False) -> Graph:
         else:
             ops.append(import_op(node, scope))
     weights = _split_initializers(arrays, ops, constants)
-    if nested:  # variables belong to the main graph, as in PopART; the subgraph reads them from there
-        scope.hoisted.update(weights)
-    else:
-        weights.update(scope.hoisted)
     inputs = {v.name: v for v in proto.input if v.name not in arrays}
-    return Graph(
+    graph = Graph(
         inputs=tuple(inputs),
         outputs=tuple(v.name for v in proto.output),
-        initializers={} if nested else weights,
+        initializers={},
         constants=constants,
         ops=ops,
         input_dims={name: _declared(value) for name, value in inputs.items()},
         initializer_constants=tuple(name for name in arrays if name in constants),
     )
+    if inner:  # variables belong to the main graph, as in PopART; the subgraph reads them from there
+        scope.hoisted.take(graph, proto.name, weights)
+    else:
+        graph.initializers = {**weights, **scope.hoisted.weights}
+    return graph
 
 
 def _opsets(model) -> dict[str, int]:
@@ -218,7 +218,7 @@ def _attribute(attribute, scope: Scope | None = None):
     if attribute.type == AttributeProto.GRAPH:
         if scope is None:
             raise unsupported(f"the graph attribute '{attribute.name}'")
-        return _import_graph(attribute.g, scope, nested=True)
+        return _import_graph(attribute.g, scope, inner=True)
     value = helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode()
@@ -254,6 +254,7 @@ def import_op(node, scope: Scope) -> Op:
     )
     if not op.outputs and op.op_type != "Abort":
         raise popart_exception(f"The node '{node.name}' ({node.op_type}) has no output")
+    op.updates = tuple(nested.updates_of(op))
     return op
 
 
@@ -261,7 +262,7 @@ def _read_around(graphs: list[Graph]) -> list[str]:
     """The tensors that subgraphs read and do not make themselves."""
     found: dict[str, None] = {}
     for graph in graphs:
-        own = {*graph.inputs, *graph.constants, *(name for op in graph.ops for name in op.outputs)}
+        own = nested.own_names(graph)
         read = [name for op in graph.ops for name in op.inputs if name] + list(graph.outputs)
         found.update(dict.fromkeys(name for name in read if name not in own))
     return list(found)
@@ -279,15 +280,11 @@ def _resolve(node, domain: str, opset: int, strict: bool) -> int:
 
 def _split_initializers(arrays: dict, ops: list[Op], constants: dict) -> dict[str, np.ndarray]:
     """Moves integers, booleans and build-time-only floats into `constants`; returns the variables."""
-    uses: dict[str, set] = {}
-    for op in ops:
-        for index, name in enumerate(op.inputs):
-            if name in arrays:
-                uses.setdefault(name, set()).add((op.op_type, index) if op.domain == "ai.onnx" else ("", index))
-    written = {op.inputs[0] for op in ops if op.domain == "ai.graphcore" and op.op_type in VARIABLE_WRITERS}
+    uses = nested.uses(ops, set(arrays))
+    written = {name for op in ops for name, _ in op.updates}
     weights = {}
     for name, array in arrays.items():
-        build_time = bool(uses.get(name)) and uses[name] <= CONSTANT_ONLY_INPUTS
+        build_time = bool(uses.get(name)) and uses[name] <= nested.CONSTANT_ONLY_INPUTS
         if (array.dtype.kind == "f" and not build_time) or name in written:
             weights[name] = array
         else:
@@ -324,8 +321,8 @@ def _sort_and_check(graph: Graph, around=()) -> None:
         if name not in made and name not in ready:
             raise popart_exception(f"The graph output '{name}' is not produced by anything")
     for op in graph.ops:
-        for nested in op.subgraphs():
-            _sort_and_check(nested, op.inputs[op.explicit :])
+        for inner in op.subgraphs():
+            _sort_and_check(inner, op.inputs[op.explicit :])
     graph.ops = _in_order(graph.ops, ready)
 
 
