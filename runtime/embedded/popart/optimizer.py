@@ -89,7 +89,6 @@ class Optimizer:
     NAME = ""
     DEFAULTS = {}
     SPECIFIC = {}
-    ALIASES = {}  # a deprecated key -> its present name
 
     def _configure(self, values, clip_norm_settings):
         given = self._tuples(values, self.DEFAULTS)
@@ -163,7 +162,6 @@ class Optimizer:
         for key, value in given.items():
             if not isinstance(key, str):
                 raise popart_exception(f"A key in the optimizer map must be a py::str: {key!r} of {self.NAME}")
-            key = self.ALIASES.get(key, key)
             if key not in allowed:
                 raise popart_exception(f"Invalid {self.NAME} key, {key}, the allowed keys are ({', '.join(allowed)})")
             if not isinstance(value, tuple):

@@ -44,10 +44,6 @@ class WeightUpdater:
 
     # --- for the session ----------------------------------------------------------------------------------------
 
-    def state_ids(self) -> tuple[str, ...]:
-        """The persistent state, in the order of the weights."""
-        return tuple(self.state)
-
     @property
     def accumulators(self) -> dict[str, torch.Tensor]:
         """Accum___w: the sum of the gradients so far, between accumulate and apply."""
