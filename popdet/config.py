@@ -72,9 +72,9 @@ class NetworkConfig:
 class DataConfig:
     """Where images come from and how they become the network's input."""
 
-    kind: str = "voc"  # voc: any folder in VOC layout | shapes: generated on first use
-    root: str = "data/VOC2007"  # the folder that holds JPEGImages, Annotations and ImageSets/Main
-    train_split: str = "trainval"
+    kind: str = "voc"  # voc: any folder in VOC layout | coco: COCO's JSON and folders | shapes: generated on first use
+    root: str = "data/VOC2007"  # voc: the folder that holds JPEGImages, Annotations and ImageSets/Main
+    train_split: str = "trainval"  # several joined by +, a folder below root in front: VOC2007/trainval+VOC2012/trainval
     eval_split: str = "test"
     shapes_train: int = 400  # images to generate, kind shapes only
     shapes_eval: int = 100
@@ -84,7 +84,12 @@ class DataConfig:
     pixel_mean: Tuple[float, ...] = (0.485, 0.456, 0.406)
     pixel_std: Tuple[float, ...] = (0.229, 0.224, 0.225)
     flip: bool = True  # random horizontal flip in training
-    use_difficult: bool = False  # train on boxes marked difficult
+    scale_jitter: Tuple[float, ...] = (1.0, 1.0)  # training: the picture is drawn so much smaller or larger, then cropped
+    colour_jitter: Tuple[float, ...] = (0.0, 0.0, 0.0)  # training: brightness, contrast, saturation vary by this fraction
+    use_difficult: bool = False  # train on boxes marked difficult (in COCO: crowds)
+    on_corrupt: str = "fatal"  # fatal | skip: what a damaged picture or annotation does; skipped ones are named, counted
+    workers: int = 1  # loader processes; 0: a thread of the training process. The sequence is the same for any number
+    prefetch: int = 2  # steps prepared ahead
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class CompileConfig:
     pipelining: bool = True
     precision: str = "float32"  # float32 | mixed
     recompute: str = "none"  # none | standard | pipeline
+    keep_float32: Tuple[str, ...] = ()  # mixed only: module path prefixes that stay float32, e.g. box_predictor
     available_memory: Optional[float] = None  # proportion in (0, 1] for convolutions and matmuls
     graphs: Tuple[str, ...] = ("infer", "train")
     executor: str = "aot"  # aot | eager, of the inference program on the embedded runtime
@@ -104,21 +110,30 @@ class CompileConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The recipe. One step is one weight update over `accumulation` micro-batches."""
+    """The recipe. One step is one weight update over `accumulation` micro-batches on each of `replicas` replicas."""
 
     steps: int = 18000
     accumulation: int = 16
+    replicas: int = 1  # copies of the whole pipeline, each on its own IPUs; gradients are averaged over them
+    batches_per_step: int = 1  # weight updates in one call of the device; the learning rate changes between calls
     learning_rate: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 1e-4
+    bias_weight_decay: Optional[float] = None  # of the biases; None: weight_decay
     lr_steps: Tuple[int, ...] = (12000, 16000)
     lr_gamma: float = 0.1
     warmup_steps: int = 100
     warmup_factor: float = 0.001
     loss_scaling: float = 1.0
+    stochastic_rounding: bool = False  # of half-precision weight updates and results, as the IPU rounds them
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 500
+    keep_checkpoints: int = 3  # the newest ones; the best one by evaluation stays too
+    eval_every: int = 0  # steps between evaluations of data.eval_split, which choose the best checkpoint; 0: none
+    eval_metric: str = "voc07"  # voc07 | voc | coco
+    tensorboard: bool = False  # events beside log.jsonl; needs tensorboardX
+    wandb: Optional[str] = None  # project to log to; needs wandb
     executor: str = "eager"  # eager | aot, of the training program on the embedded runtime
 
 
@@ -152,7 +167,8 @@ class Config:
 
 CHOICES = {
     "network.backbone": ("resnet18", "resnet50", "resnet101", "mobilenet_v2", "tiny"),
-    "data.kind": ("voc", "shapes"),
+    "data.kind": ("voc", "coco", "shapes"),
+    "data.on_corrupt": ("fatal", "skip"),
     "data.resize": ("squash", "pad"),
     "data.channel_order": ("rgb", "bgr"),
     "compile.target": ("embedded", "ipu"),
@@ -160,6 +176,7 @@ CHOICES = {
     "compile.recompute": ("none", "standard", "pipeline"),
     "compile.executor": ("aot", "eager"),
     "train.executor": ("eager", "aot"),
+    "train.eval_metric": ("voc07", "voc", "coco"),
 }
 
 
@@ -267,6 +284,9 @@ def _check_ranges(config: Config, source: str) -> None:
         ("network.roi_sampling_ratio", net.roi_sampling_ratio), ("network.max_detections", net.max_detections),
         ("network.gt_capacity", net.gt_capacity), ("train.steps", train.steps),
         ("train.accumulation", train.accumulation), ("train.loss_scaling", train.loss_scaling),
+        ("train.replicas", train.replicas), ("train.batches_per_step", train.batches_per_step),
+        ("train.keep_checkpoints", train.keep_checkpoints), ("train.log_every", train.log_every),
+        ("train.checkpoint_every", train.checkpoint_every), ("data.prefetch", config.data.prefetch),
     ]
     for key, number in positive:
         if number <= 0:
@@ -282,6 +302,16 @@ def _check_ranges(config: Config, source: str) -> None:
         raise ConfigError(f"{source}: 'network.classes' must be distinct names, at least one; the background is implied")
     if not set(comp.graphs) <= {"infer", "train"} or not comp.graphs:
         raise ConfigError(f"{source}: 'compile.graphs' may hold infer and train, found {list(comp.graphs)}")
+    for key, number in (("data.workers", config.data.workers), ("train.eval_every", train.eval_every)):
+        if number < 0:
+            raise ConfigError(f"{source}: '{key}' must be 0 or more, found {number}")
+    low, high = (*config.data.scale_jitter, math.nan, math.nan)[:2]
+    if len(config.data.scale_jitter) != 2 or not 0 < low <= high:
+        raise ConfigError(f"{source}: 'data.scale_jitter' must be two factors, the smaller first; "
+                          f"found {list(config.data.scale_jitter)}")
+    if len(config.data.colour_jitter) != 3 or not all(0 <= value < 1 for value in config.data.colour_jitter):
+        raise ConfigError(f"{source}: 'data.colour_jitter' must be three fractions in [0, 1), of brightness, contrast and "
+                          f"saturation; found {list(config.data.colour_jitter)}")
     for key, values, length in (("network.box_stds", net.box_stds, 4), ("data.pixel_mean", config.data.pixel_mean, 3),
                                 ("data.pixel_std", config.data.pixel_std, 3)):
         if len(values) != length:
