@@ -1,33 +1,38 @@
 """Batches for training: everything that train.onnx takes, one optimizer step at a time, in a replayable order.
 
-Which images a step holds, which of them are flipped and every random key follow from (seed, step) alone, through the
-raw output of Philox, which numpy keeps the same in all versions: a run resumed at any step sees what it would have
-seen.
+Which images a step holds, how each is changed and every random key follow from (seed, step) alone, through the raw
+output of Philox, which numpy keeps the same in all versions: a run resumed at any step sees what it would have seen,
+and any number of worker processes gives the same sequence.
 """
 from __future__ import annotations
 
-import queue
-import threading
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import numpy as np
 
+from detection_data.augmentation import DRAWS, Augmentation, keep_visible
+from detection_data.prefetch import Prefetcher
 from detection_data.records import Record
 from detection_data.transforms import Preprocessing, image_to_input, load_image
+from detection_data.workers import WorkerSteps
 from popdet.config import Config
 from runtime.errors import BadInputFile, ConfigError
 
-_ORDER, _STEP = 0, 1  # separate the random streams of the epoch order and of a step's flips and keys
+_ORDER, _STEP = 0, 1  # separate the random streams of the epoch order and of a step's changes and keys
+_FLIPS, _RPN_KEYS, _ROI_KEYS, _CHANGES = range(4)  # the streams of one step
 _LARGEST_KEY = 1 << 24  # float32 holds every whole number up to here
-_END = object()
 
 
 class CapacityWarning(UserWarning):
     """An image has more objects than the fixed capacity of the ground truth."""
+
+
+class DamagedImageWarning(UserWarning):
+    """An image could not be decoded and another took its place (data.on_corrupt: skip)."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,78 @@ class Sample:
     flip: bool
 
 
+@dataclass(frozen=True)
+class Notes:
+    """What happened while a step was made, each by image id."""
+
+    left_out: Dict[str, int] = field(default_factory=dict)  # objects beyond network.gt_capacity
+    cropped: Dict[str, int] = field(default_factory=dict)  # objects of which the crop left under a pixel
+    damaged: Dict[str, str] = field(default_factory=dict)  # message; the next image of the list took its place
+
+
+@dataclass(frozen=True)
+class StepMaker:
+    """Makes any step from its number alone; plain values, so that it can be sent to worker processes."""
+
+    records: Sequence[Record]
+    config: Config
+    num_anchors: int
+    num_candidates: int
+    seed: int
+
+    def layout(self) -> Dict[str, Tuple[Tuple[int, ...], Any]]:
+        """Name -> (shape, dtype) of the arrays of one step, as `batches` describes them."""
+        net, train = self.config.network, self.config.train
+        lead = (train.accumulation, *((train.replicas,) if train.replicas > 1 else ()), net.train_batch)
+        shapes: Dict[str, Tuple[Tuple[int, ...], Any]] = {
+            "image": ((3, net.image_height, net.image_width), np.float32), "gt_boxes": ((net.gt_capacity, 4), np.float32),
+            "gt_classes": ((net.gt_capacity,), np.int32), "gt_count": ((), np.int32),
+            "rpn_keys": ((self.num_anchors,), np.float32), "roi_keys": ((self.num_candidates,), np.float32),
+        }
+        return {name: ((*lead, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+
+    def make(self, step: int) -> Tuple[Dict[str, np.ndarray], Notes]:
+        """The arrays of one step, and what happened on the way. Raises BadInputFile naming a damaged image."""
+        layout = self.layout()
+        batch = {name: np.zeros(shape, dtype) for name, (shape, dtype) in layout.items()}
+        net, data, lead = self.config.network, self.config.data, batch["gt_count"].shape
+        count = int(np.prod(lead))
+        rows = {name: array.reshape((count, *array.shape[len(lead):])) for name, array in batch.items()}
+        rows["rpn_keys"][:] = _keys(_raw(self.seed, _STEP, step, _RPN_KEYS), count, self.num_anchors)
+        rows["roi_keys"][:] = _keys(_raw(self.seed, _STEP, step, _ROI_KEYS), count, self.num_candidates)
+        words = _raw(self.seed, _STEP, step, _CHANGES).random_raw(count * DRAWS).reshape(count, DRAWS)
+        pre, notes = Preprocessing.from_config(data, net.image_height, net.image_width), Notes()
+        for row, sample in enumerate(plan_step(len(self.records), count, self.seed, step)):
+            record, image = self._load(sample.index, notes)
+            boxes, classes, excess = ground_truth(record, net.gt_capacity, data.use_difficult)
+            change = Augmentation.draw(data, sample.flip, words[row])
+            rows["image"][row], transform = image_to_input(image, pre, change)
+            boxes, visible = keep_visible(transform.boxes_to_input(boxes), net.image_width, net.image_height)
+            number = int(visible.sum())
+            rows["gt_boxes"][row, :number], rows["gt_classes"][row, :number] = boxes[visible], classes[visible]
+            rows["gt_count"][row] = number
+            if excess:
+                notes.left_out[record.image_id] = excess
+            if number < len(boxes):
+                notes.cropped[record.image_id] = notes.cropped.get(record.image_id, 0) + len(boxes) - number
+        return batch, notes
+
+    def _load(self, index: int, notes: Notes) -> Tuple[Record, Any]:
+        for distance in range(len(self.records)):
+            record = self.records[(index + distance) % len(self.records)]
+            try:
+                return record, _decode(record)
+            except BadInputFile as error:
+                if self.config.data.on_corrupt != "skip":
+                    raise
+                notes.damaged[record.image_id] = str(error)
+        raise BadInputFile(f"none of the {len(self.records)} images can be decoded; the first: "
+                           f"{next(iter(notes.damaged.values()))}")
+
+
 def batches(
     records: Sequence[Record], config: Config, num_anchors: int, num_candidates: int, steps: int, seed: int,
-    start_step: int = 0, prefetch: int = 2,
+    start_step: int = 0, prefetch: int = 2, workers: int = 0,
 ) -> BatchStream:
     """Iterate over the steps start_step..steps-1; every item is a dict of what one optimizer step consumes.
 
@@ -50,8 +124,9 @@ def batches(
       gt_boxes [acc, B, G, 4] float32 (input pixels, edges; zero rows behind the objects);
       gt_classes [acc, B, G] int32 (1..; 0 behind the objects); gt_count [acc, B] int32;
       rpn_keys [acc, B, A] and roi_keys [acc, B, N] float32, each row a random permutation of 0..n-1.
-    Images come in shuffled epochs; a step may straddle two. prefetch: steps prepared ahead by a thread, 0 for none.
-    More objects than G: the largest are kept, a CapacityWarning names the image once, `over_capacity` counts.
+    With train.replicas over 1 it is [acc, replicas, B, ...]. Images come in shuffled epochs; a step may straddle two.
+    workers: processes that make steps; 0: a thread does. prefetch: steps prepared ahead, at least one a worker; with no
+    worker, 0 prepares nothing ahead. More objects than G: the largest are kept; a warning names each image once.
     Raises ConfigError for impossible arguments; iterating raises BadInputFile naming an image that does not decode.
     """
     if not records:
@@ -61,23 +136,25 @@ def batches(
     for name, count in (("anchors", num_anchors), ("RoI candidates", num_candidates)):
         if not 0 < count <= _LARGEST_KEY:
             raise ConfigError(f"loader: {count} {name}; the random keys need 1 to {_LARGEST_KEY}")
-    return BatchStream(records, config, num_anchors, num_candidates, steps, seed, start_step, prefetch)
+    maker = StepMaker(records, config, num_anchors, num_candidates, seed)
+    return BatchStream(maker, range(start_step, steps), prefetch, workers)
 
 
 class BatchStream:
     """The iterator behind `batches`, with what it noticed on the way. Close it (or use `with`) when leaving early."""
 
-    def __init__(
-        self, records: Sequence[Record], config: Config, num_anchors: int, num_candidates: int, steps: int, seed: int,
-        start_step: int, prefetch: int,
-    ) -> None:
+    def __init__(self, maker: StepMaker, steps: range, prefetch: int, workers: int) -> None:
         self.over_capacity: Dict[str, int] = {}  # image_id -> objects left out because gt_capacity is too small
+        self.damaged: Dict[str, str] = {}  # image_id -> why it does not decode
+        self.cropped_objects = 0  # left out because the crop showed less than a pixel of them
         self.wait_seconds = 0.0  # time the consumer spent waiting for data
-        self._capacity = config.network.gt_capacity
-        made = (
-            make_step(records, config, num_anchors, num_candidates, seed, step) for step in range(start_step, steps)
-        )
-        self._steps = Prefetcher(made, prefetch) if prefetch else made
+        self._capacity = maker.config.network.gt_capacity
+        self._steps: Any
+        if workers:
+            self._steps = WorkerSteps(maker.make, maker.layout(), steps, workers, max(prefetch, workers))
+        else:
+            made = (maker.make(step) for step in steps)
+            self._steps = Prefetcher(made, prefetch) if prefetch else made
 
     def __iter__(self) -> BatchStream:
         return self
@@ -85,18 +162,17 @@ class BatchStream:
     def __next__(self) -> Dict[str, np.ndarray]:
         began = time.perf_counter()
         try:
-            batch, left_out = next(self._steps)
+            batch, notes = next(self._steps)
         finally:
             self.wait_seconds += time.perf_counter() - began
-        for image_id, count in left_out.items():
-            if image_id not in self.over_capacity:
-                self.over_capacity[image_id] = count
-                warnings.warn(
-                    f"image {image_id} has {count + self._capacity} objects, network.gt_capacity is {self._capacity}: "
-                    f"the {count} smallest are left out of training; raise network.gt_capacity to keep them",
-                    CapacityWarning, stacklevel=2,
-                )
+        self._record(notes)
         return batch
+
+    def counts(self) -> Dict[str, int]:
+        """What was left out so far: images that do not decode, objects beyond the capacity (of each image once), objects
+        that a crop took away."""
+        return {"damaged_images": len(self.damaged), "objects_over_capacity": sum(self.over_capacity.values()),
+                "cropped_objects": self.cropped_objects}
 
     def close(self) -> None:
         """Stop preparing further steps."""
@@ -108,45 +184,30 @@ class BatchStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _record(self, notes: Notes) -> None:
+        self.cropped_objects += sum(notes.cropped.values())
+        for image_id, message in notes.damaged.items():
+            if image_id not in self.damaged:
+                self.damaged[image_id] = message
+                warnings.warn(f"image skipped: {message}", DamagedImageWarning, stacklevel=3)
+        for image_id, count in notes.left_out.items():
+            if image_id not in self.over_capacity:
+                self.over_capacity[image_id] = count
+                warnings.warn(
+                    f"image {image_id} has {count + self._capacity} objects, network.gt_capacity is {self._capacity}: "
+                    f"the {count} smallest are left out of training; raise network.gt_capacity to keep them",
+                    CapacityWarning, stacklevel=3,
+                )
+
 
 def plan_step(num_records: int, images: int, seed: int, step: int) -> List[Sample]:
     """The images of one step, in order; flips are drawn here and applied only where data.flip is set."""
-    bits = _raw(seed, _STEP, step, 0).random_raw(images) >> np.uint64(63)  # the highest bit of each draw
+    bits = _raw(seed, _STEP, step, _FLIPS).random_raw(images) >> np.uint64(63)  # the highest bit of each draw
     places = range(step * images, (step + 1) * images)
     return [
         Sample(int(_epoch_order(num_records, seed, place // num_records)[place % num_records]), bool(bit))
         for place, bit in zip(places, bits)
     ]
-
-
-def make_step(
-    records: Sequence[Record], config: Config, num_anchors: int, num_candidates: int, seed: int, step: int
-) -> Tuple[Dict[str, np.ndarray], Dict[str, int]]:
-    """The batch of one step (as `batches` describes) and, per image, how many objects the capacity left out."""
-    net = config.network
-    acc, size = config.train.accumulation, net.train_batch
-    count, capacity = acc * size, net.gt_capacity
-    pre = Preprocessing.from_config(config.data, net.image_height, net.image_width)
-    batch = {
-        "image": np.empty((count, 3, net.image_height, net.image_width), np.float32),
-        "gt_boxes": np.zeros((count, capacity, 4), np.float32),
-        "gt_classes": np.zeros((count, capacity), np.int32),
-        "gt_count": np.zeros(count, np.int32),
-        "rpn_keys": _keys(_raw(seed, _STEP, step, 1), count, num_anchors),
-        "roi_keys": _keys(_raw(seed, _STEP, step, 2), count, num_candidates),
-    }
-    left_out: Dict[str, int] = {}
-    for row, sample in enumerate(plan_step(len(records), count, seed, step)):
-        record = records[sample.index]
-        boxes, classes, excess = ground_truth(record, capacity, config.data.use_difficult)
-        if excess:
-            left_out[record.image_id] = excess
-        image, transform = image_to_input(_decode(record), pre, sample.flip and config.data.flip)
-        batch["image"][row] = image
-        batch["gt_boxes"][row, : len(boxes)] = transform.boxes_to_input(boxes)
-        batch["gt_classes"][row, : len(boxes)] = classes
-        batch["gt_count"][row] = len(boxes)
-    return {name: array.reshape((acc, size, *array.shape[1:])) for name, array in batch.items()}, left_out
 
 
 def ground_truth(record: Record, capacity: int, use_difficult: bool) -> Tuple[np.ndarray, np.ndarray, int]:
@@ -159,62 +220,6 @@ def ground_truth(record: Record, capacity: int, use_difficult: bool) -> Tuple[np
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     kept = usable[np.sort(np.argsort(-areas, kind="stable")[:capacity])]
     return record.boxes[kept], record.classes[kept], len(usable) - len(kept)
-
-
-class Prefetcher:
-    """Run an iterator in a background thread, at most `depth` items ahead; its exceptions arrive at the consumer."""
-
-    def __init__(self, items: Iterable[Any], depth: int) -> None:
-        self._queue: Any = queue.Queue(maxsize=depth)  # of (item, exception or None)
-        self._stop = threading.Event()
-        self._done = False
-        self._thread = threading.Thread(
-            target=_fill, args=(iter(items), self._queue, self._stop), name="popdet-loader", daemon=True
-        )
-        self._thread.start()
-
-    def __iter__(self) -> Prefetcher:
-        return self
-
-    def __next__(self) -> Any:
-        if self._done:
-            raise StopIteration
-        item, error = self._queue.get()
-        if error is not None or item is _END:
-            self._done = True
-            self._thread.join()
-            raise error or StopIteration
-        return item
-
-    def close(self) -> None:
-        """Stop the thread and drop what it prepared."""
-        self._done = True
-        self._stop.set()
-        self._thread.join()
-
-    def __del__(self) -> None:  # an abandoned stream must not leave its thread behind
-        self._stop.set()
-
-
-def _fill(items: Iterator[Any], target: Any, stop: threading.Event) -> None:
-    """The thread's work. A function without the Prefetcher, so that an abandoned one can be collected."""
-
-    def put(item: Any, error: Optional[BaseException]) -> bool:
-        while not stop.is_set():
-            try:
-                target.put((item, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    try:
-        for item in items:
-            if not put(item, None):
-                return
-        put(_END, None)
-    except BaseException as error:
-        put(None, error)
 
 
 def _decode(record: Record) -> Any:

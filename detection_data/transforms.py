@@ -13,12 +13,14 @@ from typing import Any, Dict, Mapping, Tuple, Union
 import numpy as np
 from PIL import Image, ImageOps
 
+from detection_data.augmentation import Augmentation
 from popdet.config import DataConfig
 from runtime.errors import BadInputFile
 
 PathLike = Union[str, "os.PathLike[str]"]
 RESIZES = ("squash", "pad")
 CHANNEL_ORDERS = ("rgb", "bgr")
+UNCHANGED = Augmentation()
 
 
 @dataclass(frozen=True)
@@ -77,29 +79,34 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """What was done to one image: input x = image x * scale_x, mirrored inside the content when `flip`."""
+    """What was done to one image: input x = image x * scale_x + offset_x, mirrored inside the content when `flip`."""
 
     scale_x: float  # content_width / image_width
     scale_y: float
-    content_width: int  # pixels of the input that hold the image; the rest, right and below, is padding
+    content_width: int  # input pixels that the whole image covers; the rest of the input is padding
     content_height: int
     image_width: int
     image_height: int
     flip: bool = False
+    offset_x: int = 0  # where the content begins in the input; negative: so much of it is cropped
+    offset_y: int = 0
 
     def boxes_to_input(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes [..., 4] in image pixels -> float32 [..., 4] in input pixels."""
         scaled = np.asarray(boxes, np.float64) * self._scales()
-        return self._mirrored(scaled).astype(np.float32)
+        return (self._mirrored(scaled) + self._offsets()).astype(np.float32)
 
     def boxes_to_original(self, boxes: np.ndarray) -> np.ndarray:
         """Boxes [..., 4] in input pixels -> float32 [..., 4] in image pixels, clipped to the image."""
-        original = self._mirrored(np.asarray(boxes, np.float64)) / self._scales()
+        original = self._mirrored(np.asarray(boxes, np.float64) - self._offsets()) / self._scales()
         limits = [self.image_width, self.image_height] * 2
         return np.clip(original, 0.0, limits).astype(np.float32)
 
     def _scales(self) -> np.ndarray:
         return np.array([self.scale_x, self.scale_y, self.scale_x, self.scale_y])
+
+    def _offsets(self) -> np.ndarray:
+        return np.array([self.offset_x, self.offset_y, self.offset_x, self.offset_y], np.float64)
 
     def _mirrored(self, boxes: np.ndarray) -> np.ndarray:
         if not self.flip:
@@ -110,8 +117,10 @@ class ImageTransform:
         return mirrored
 
 
-def transform_for(image_width: int, image_height: int, pre: Preprocessing, flip: bool = False) -> ImageTransform:
-    """The transform that `pre` asks for on an image of this size.
+def transform_for(
+    image_width: int, image_height: int, pre: Preprocessing, change: Augmentation = UNCHANGED
+) -> ImageTransform:
+    """The transform that `pre` and `change` ask for on an image of this size.
 
     squash: each side is scaled on its own. pad: one ratio, rounded to whole pixels, so that the scales stay exact.
     """
@@ -120,25 +129,37 @@ def transform_for(image_width: int, image_height: int, pre: Preprocessing, flip:
         ratio = min(pre.width / image_width, pre.height / image_height)
         width = min(pre.width, max(1, round(image_width * ratio)))
         height = min(pre.height, max(1, round(image_height * ratio)))
-    return ImageTransform(width / image_width, height / image_height, width, height, image_width, image_height, flip)
+    offset_x = offset_y = 0
+    if change.scale != 1.0:
+        width, height = max(1, round(width * change.scale)), max(1, round(height * change.scale))
+        offset_x = round((pre.width - width) * change.place_x)
+        offset_y = round((pre.height - height) * change.place_y)
+    return ImageTransform(width / image_width, height / image_height, width, height, image_width, image_height, change.flip,
+                          offset_x, offset_y)
 
 
-def image_to_input(image: Image.Image, pre: Preprocessing, flip: bool = False) -> Tuple[np.ndarray, ImageTransform]:
+def image_to_input(
+    image: Image.Image, pre: Preprocessing, change: Augmentation = UNCHANGED
+) -> Tuple[np.ndarray, ImageTransform]:
     """An RGB picture -> (input float32 [3, height, width], the transform that leads there and back).
 
     Pillow's bilinear resize, which filters when it shrinks. Padding is the mean colour: zero after normalisation.
     """
-    transform = transform_for(image.width, image.height, pre, flip)
+    transform = transform_for(image.width, image.height, pre, change)
     content = image.resize((transform.content_width, transform.content_height), Image.Resampling.BILINEAR)
-    pixels = np.asarray(content, np.float32)
-    if flip:
-        pixels = pixels[:, ::-1]
+    if change.flip:
+        content = content.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    left, top = max(0, transform.offset_x), max(0, transform.offset_y)
+    crop = (left - transform.offset_x, top - transform.offset_y)
+    shown = (min(pre.width - left, content.width - crop[0]), min(pre.height - top, content.height - crop[1]))
+    content = content.crop((*crop, crop[0] + shown[0], crop[1] + shown[1]))
+    pixels = np.asarray(change.colours(content), np.float32)
     if pre.channel_order == "bgr":
         pixels = pixels[:, :, ::-1]
     mean, std = np.array(pre.mean, np.float32), np.array(pre.std, np.float32)
     normalised = (pixels * np.float32(pre.pixel_scale) - mean) / std
     made = np.zeros((3, pre.height, pre.width), np.float32)
-    made[:, : transform.content_height, : transform.content_width] = normalised.transpose(2, 0, 1)
+    made[:, top : top + shown[1], left : left + shown[0]] = normalised.transpose(2, 0, 1)
     return made, transform
 
 

@@ -33,6 +33,7 @@ class NetworkConfig:
     image_width: int = 800
     train_batch: int = 1  # micro-batch of train.onnx, images
     infer_batch: int = 1
+    stride_in_1x1: bool = False  # resnet: stride on the first 1x1 (caffe, Detectron2's R-50.pkl) instead of the 3x3
     frozen_stages: int = 2  # 0: all train, 1: the stem is frozen, 2: stem and layer1 are frozen
     anchor_sizes: Tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)  # square root of the area
     anchor_ratios: Tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width

@@ -33,6 +33,7 @@ def training_batches(config: Config, artifact: Any) -> Any:
 
     def start(start_step: int) -> Iterator[Dict[str, Any]]:
         return batches(records, config, num_anchors=keys["rpn_keys"][-1], num_candidates=keys["roi_keys"][-1],
-                       steps=config.train.steps, seed=config.train.seed, start_step=start_step)
+                       steps=config.train.steps, seed=config.train.seed, start_step=start_step,
+                       prefetch=config.data.prefetch, workers=config.data.workers)
 
     return start

@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 STDLIB = set(sys.stdlib_module_names)
 RUNNER = {"numpy", "detection_data", "PIL", "pycocotools", "safetensors", "rich", "yaml", "onnxruntime"}
-# folder -> what its modules may import, besides the standard library and the folder itself. The two stdlib-only leaves
-# runtime.errors and popdet.config (and PyYAML inside the latter) may be imported by every folder.
+# folder -> what its modules may import, besides the standard library and the folder itself. The stdlib-only
+# leaves runtime.errors, runtime.atomic_io and popdet.config (and PyYAML inside the latter) may be imported by every folder.
 ALLOWED = {
     "export": {"torch", "onnx", "onnx_ir", "onnxscript", "numpy", "safetensors", "custom_ops"},
     "graph_passes": {"onnx", "onnx_graphsurgeon", "numpy", "custom_ops"},
@@ -20,7 +20,7 @@ ALLOWED = {
     "runtime": RUNNER,
     "detection_data": {"numpy", "PIL"},
 }
-LEAVES = {"runtime.errors", "popdet.config", "popdet.__version__"}
+LEAVES = {"runtime.errors", "runtime.atomic_io", "popdet.config", "popdet.__version__"}
 AUTHORING = {"torch", "onnx", "onnxscript", "onnx_graphsurgeon", "export", "graph_passes", "custom_ops"}
 
 

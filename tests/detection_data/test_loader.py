@@ -10,47 +10,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loader_records import ANCHORS, CANDIDATES, config, eleven_records, record, same
 from PIL import Image
 
 from detection_data import loader
-from detection_data.loader import BatchStream, CapacityWarning, Prefetcher, batches, ground_truth, plan_step
+from detection_data.loader import BatchStream, CapacityWarning, DamagedImageWarning, batches, ground_truth, plan_step
+from detection_data.prefetch import Prefetcher
 from detection_data.records import Record
-from popdet.config import Config, DataConfig, NetworkConfig, TrainConfig
 from runtime.errors import BadInputFile, ConfigError
 
-ANCHORS, CANDIDATES = 40, 13
 PINNED_ORDER = [0, 8, 9, 3, 7, 5, 1, 2, 10, 6, 4]
 PINNED_FLIPS = [1, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1]
 PINNED_KEYS = [6.0, 4.0, 3.0, 5.0, 2.0, 1.0, 7.0, 0.0]
 
 
-def config(batch: int = 2, accumulation: int = 3, capacity: int = 4, flip: bool = True, difficult: bool = False) -> Config:
-    return Config(
-        network=NetworkConfig(image_height=32, image_width=48, train_batch=batch, gt_capacity=capacity),
-        data=DataConfig(flip=flip, use_difficult=difficult), train=TrainConfig(accumulation=accumulation),
-    )
-
-
-def record(folder: Path, index: int, boxes: list, difficult: list | None = None) -> Record:
-    path = folder / f"{index}.png"
-    Image.new("RGB", (96, 64), (index * 9, 255 - index * 9, 40)).save(path)
-    count = len(boxes)
-    return Record(str(index), path, 96, 64, np.array(boxes, np.float32).reshape(-1, 4), np.arange(1, count + 1, dtype=np.int32),
-                  np.array(difficult or [False] * count, np.bool_))
-
-
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
-    folder = tmp_path_factory.mktemp("records")
-    return [record(folder, i, [[j, 2 * j, j + 10 + i, 2 * j + 20] for j in range(i % 4)]) for i in range(11)]
+    return eleven_records(tmp_path_factory.mktemp("records"))
 
 
 def stream(records: list[Record], steps: int = 6, seed: int = 5, start: int = 0, prefetch: int = 2, **more) -> BatchStream:
     return batches(records, config(**more), ANCHORS, CANDIDATES, steps, seed, start, prefetch)
-
-
-def same(first: dict, second: dict) -> bool:
-    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def test_every_array_has_the_shape_and_type_that_the_graph_takes(records: list[Record]) -> None:
@@ -152,6 +132,38 @@ def test_a_truncated_image_is_named_at_the_consumer(tmp_path: Path) -> None:
     for prefetch in (0, 2):
         with pytest.raises(BadInputFile, match=r"3\.png"):
             next(stream([broken], prefetch=prefetch))
+
+
+def test_damaged_images_are_skipped_on_request_named_and_counted(tmp_path: Path) -> None:
+    good, broken = record(tmp_path, 1, [[0, 0, 9, 9]]), record(tmp_path, 2, [])
+    broken.image_path.write_bytes(b"not a picture")
+    with pytest.warns(DamagedImageWarning, match=r"image skipped: .*2\.png"), \
+            stream([good, broken], steps=3, on_corrupt="skip") as made:
+        counts = [batch["gt_count"].tolist() for batch in made]
+    assert counts == [[[1, 1]] * 3] * 3  # the good one took its place everywhere
+    assert list(made.damaged) == ["2"] and made.counts()["damaged_images"] == 1
+    with pytest.raises(BadInputFile, match="none of the 1 images can be decoded"):
+        next(stream([broken], on_corrupt="skip"))
+
+
+def test_replicas_have_an_axis_behind_the_accumulation(records: list[Record]) -> None:
+    one, two = next(stream(records, accumulation=6)), next(stream(records, replicas=2))
+    assert two["image"].shape == (3, 2, 2, 3, 32, 48) and two["gt_count"].shape == (3, 2, 2)
+    assert all(np.array_equal(one[name].ravel(), two[name].ravel()) for name in one)
+
+
+def test_scale_jitter_crops_pads_clips_and_counts(records: list[Record], tmp_path: Path) -> None:
+    edge = record(tmp_path, 50, [[0, 0, 3, 3], [93, 61, 96, 64], [20, 20, 60, 40]])
+    with stream([edge], steps=40, flip=False, scale_jitter=(0.5, 2.0)) as made:
+        seen = list(made)
+    boxes = np.concatenate([batch["gt_boxes"].reshape(6, 4, 4) for batch in seen])
+    counts = np.concatenate([batch["gt_count"].reshape(6) for batch in seen])
+    assert made.cropped_objects == (3 - counts).sum() > 0 and counts.min() >= 1
+    assert (boxes >= 0).all() and (boxes[..., 2] <= 48).all() and (boxes[..., 3] <= 32).all()
+    sides = boxes[..., 2:] - boxes[..., :2]
+    assert all((sides[row, :count] >= 1).all() and not sides[row, count:].any() for row, count in enumerate(counts))
+    again = stream([edge], steps=40, flip=False, scale_jitter=(0.5, 2.0))
+    assert all(same(a, b) for a, b in zip(seen, again))
 
 
 def test_an_image_that_changed_size_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from detection_data.augmentation import Augmentation
 from detection_data.transforms import Preprocessing, image_to_input, load_image, transform_for
 from popdet.config import DataConfig
 from runtime.errors import BadInputFile
@@ -29,7 +30,7 @@ def scenes(draw: st.DrawFn) -> tuple[int, int, Preprocessing, bool, np.ndarray]:
 @settings(max_examples=200, deadline=None)
 def test_boxes_come_back_where_they_were(scene: tuple) -> None:
     width, height, pre, flip, boxes = scene
-    transform = transform_for(width, height, pre, flip)
+    transform = transform_for(width, height, pre, Augmentation(flip=flip))
     back = transform.boxes_to_original(transform.boxes_to_input(boxes))
     # float32 keeps 24 bits of an input coordinate; a shrunk one is stretched again on the way back
     np.testing.assert_allclose(back, boxes, atol=2e-4 * max(1.0, 1 / transform.scale_x, 1 / transform.scale_y))
@@ -39,7 +40,7 @@ def test_boxes_come_back_where_they_were(scene: tuple) -> None:
 @settings(max_examples=200, deadline=None)
 def test_boxes_stay_inside_the_content_and_keep_their_order(scene: tuple) -> None:
     width, height, pre, flip, boxes = scene
-    transform = transform_for(width, height, pre, flip)
+    transform = transform_for(width, height, pre, Augmentation(flip=flip))
     assert transform.content_width <= pre.width and transform.content_height <= pre.height
     inside = transform.boxes_to_input(boxes)
     assert (inside[:, :2] <= inside[:, 2:]).all()
@@ -86,7 +87,7 @@ def test_flip_moves_pixels_and_boxes_together(resize: str) -> None:
     pixels = np.zeros((40, 100, 3), np.uint8)
     pixels[10:20, 5:30] = 255
     pre = Preprocessing(resize, 80, 100, "rgb", 1 / 255.0, (0.0,) * 3, (1.0,) * 3)
-    made, transform = image_to_input(Image.fromarray(pixels), pre, flip=True)
+    made, transform = image_to_input(Image.fromarray(pixels), pre, Augmentation(flip=True))
     ys, xs = np.nonzero(made[0] > 0.5)
     box = transform.boxes_to_input(np.array([[5, 10, 30, 20]]))[0]
     np.testing.assert_allclose(box, [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=1.0)
