@@ -30,9 +30,9 @@ def replace_atomic(path: Union[str, Path], mode: int = 0o644) -> Iterator[Path]:
     try:
         yield temporary
         os.chmod(name, mode)  # mkstemp makes it 0600, an artifact is meant to be shared
-        _fsync(temporary)
+        fsync_path(temporary)
         os.replace(name, str(target))
-        _fsync(target.parent)
+        fsync_path(target.parent)
     finally:
         if temporary.exists():
             temporary.unlink()
@@ -61,7 +61,8 @@ def sha256_of(path: Union[str, Path]) -> Tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _fsync(path: Path) -> None:
+def fsync_path(path: Path) -> None:
+    """Wait until the file, or the names in the folder, are on the disk."""
     handle = os.open(str(path), os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -119,9 +119,7 @@ def _check_tables(path: Path, manifest: Mapping[str, Any]) -> None:
     for name, entry in files.items():
         if not _is_inside(name):
             raise BadInputFile(f"{path}: lists the file '{name}', which is not inside the artifact")
-        if not (isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
-                and isinstance(entry.get("bytes"), int)):
-            raise BadInputFile(f"{path}: the entry of '{name}' lacks sha256 or bytes")
+        _check_entry(path, name, entry)
     try:
         graphs = [GraphSpec.from_dict(kind, table) for kind, table in manifest["graphs"].items()]
         named = [WEIGHTS, *(graph.file for graph in graphs), *(entry["file"] for entry in manifest["compiled"])]
@@ -136,6 +134,11 @@ def _check_tables(path: Path, manifest: Mapping[str, Any]) -> None:
             raise BadInputFile(f"{path}: refers to '{name}', which is not among its files")
 
 
+def _check_entry(path: Path, name: str, entry: Any) -> None:
+    if not (isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and isinstance(entry.get("bytes"), int)):
+        raise BadInputFile(f"{path}: the entry of '{name}' lacks sha256 or bytes")
+
+
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
     plain = path.as_posix() == name and "\\" not in name and not path.is_absolute() and ".." not in path.parts
@@ -146,6 +149,7 @@ def check_files(root: Path, manifest: Mapping[str, Any], digests: bool) -> None:
     """Compare the directory with the manifest: presence, size, with `digests` also sha256; raises BadInputFile."""
     listed = manifest["files"]
     for name, entry in listed.items():
+        _check_entry(root / MANIFEST, name, entry)
         _check_file(root, name, entry, digests)
     for name in list_files(root):
         if name not in listed:

@@ -14,6 +14,7 @@ from runtime.atomic_io import write_bytes_atomic
 from runtime.compiled_cache import CompiledCache, Key, program_key
 from runtime.errors import ConfigError, EnvironmentProblem
 from runtime.manifest import GraphSpec
+from runtime.onnx_reader import external_tensors
 from runtime.popart_api import is_embedded_module, load_popart
 from runtime.session_setup import Arrays, popart_errors
 
@@ -28,9 +29,10 @@ class InferenceRunner:
     """An inference program: call it with {input: array}, get {output: array}. `pipelined` says how the stages run."""
 
     def __init__(
-        self, graph: GraphSpec, session: Any, outputs: Sequence[str], batches_per_step: int, pipelined: bool
+        self, artifact: Artifact, graph: GraphSpec, session: Any, outputs: Sequence[str], batches_per_step: int,
+        pipelined: bool
     ) -> None:
-        self.graph, self.session, self.outputs = graph, session, tuple(outputs)
+        self.artifact, self.graph, self.session, self.outputs = artifact, graph, session, tuple(outputs)
         self.batches_per_step, self.pipelined = batches_per_step, pipelined
         self.compiled: Optional[Compiled] = None  # the ahead-of-time program behind it
         self.batch = graph.inputs[0].shape[0]  # images in a micro-batch
@@ -41,32 +43,67 @@ class InferenceRunner:
 
         Returns the outputs in the same form, as new arrays. Raises ConfigError on a missing or misshapen input.
         """
-        arrays = setup.check_inputs(self.graph, inputs, self.batches_per_step)
+        arrays = setup.check_inputs(self.graph, inputs, (self.batches_per_step,) if self.batches_per_step > 1 else ())
         with popart_errors(f"running {self.graph.file}"):
             self.session.run(load_popart().PyStepIO(arrays, self._anchors))
         return {name: np.array(self._anchors[name]) for name in self.outputs}
 
     __call__ = run
 
+    def load_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Use other weights of the artifact's layout from now on; only where the program was opened with `weights`.
+
+        Raises ConfigError when one is missing or misshapen.
+        """
+        label = f"loading weights into {self.graph.file}"
+        known = set(self.session.getAllTensorIds())
+        current = _empty_arrays(self.session, [name for name in self.artifact.layout().names if name in known])
+        arrays = {name: setup.fitting(label, name, weights, array) for name, array in current.items()}
+        with popart_errors(label):
+            self.session.writeWeights(load_popart().PyWeightsIO(arrays))
+            self.session.weightsFromHost()
+
 
 class TrainingRunner:
-    """A training program. One step is one weight update over `accumulation` micro-batches."""
+    """A training program. One weight update goes over `accumulation` micro-batches on each of `replicas` replicas; one
+    call makes `batches_per_step` updates. `lead` are the axes in front of every input and anchor:
+    [batches_per_step where over 1] [accumulation] [replicas where over 1].
+    """
 
     def __init__(self, artifact: Artifact, graph: GraphSpec, session: Any, train: TrainConfig) -> None:
         self.artifact, self.graph, self.session, self.train = artifact, graph, session, train
         self.learning_rate = train.learning_rate
+        self.lead = (*((train.batches_per_step,) if train.batches_per_step > 1 else ()), train.accumulation,
+                     *((train.replicas,) if train.replicas > 1 else ()))
         self._anchors = session.initAnchorArrays()
-        self._shapes = {name: (train.accumulation, *session.getInfo(name).shape()) for name in self._anchors}
+        self._shapes = {name: (*self.lead, *session.getInfo(name).shape()) for name in self._anchors}
         known = set(session.getTensorIds())
         self._weights = _empty_arrays(session, [name for name in artifact.layout().names if name in known])
         self._state = _empty_arrays(session, [prefix + name for prefix in STATE_PREFIXES for name in self._weights])
 
+    @property
+    def images(self) -> int:
+        """Images in one weight update, over all replicas."""
+        return self.graph.inputs[0].shape[0] * self.train.accumulation * self.train.replicas
+
     def step(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Train on {name: [accumulation, *shape]}; returns every anchor as [accumulation, *shape], new arrays."""
-        arrays = setup.check_inputs(self.graph, inputs, self.train.accumulation, keep_one=True)
+        """Train on {name: [*lead, *shape]}; returns every anchor as [*lead, *shape], new arrays."""
+        arrays = setup.check_inputs(self.graph, inputs, self.lead)
         with popart_errors(f"training {self.graph.file}"):
             self.session.run(load_popart().PyStepIO(arrays, self._anchors))
         return {name: np.array(array).reshape(self._shapes[name]) for name, array in self._anchors.items()}
+
+    def random_state(self) -> Optional[Sequence[int]]:
+        """The state of the device's random generator (32-bit words); None where nothing draws random numbers."""
+        if not self.train.stochastic_rounding:
+            return None
+        with popart_errors("reading the random state"):
+            return [int(word) for word in self.session.getRNGState()]
+
+    def set_random_state(self, words: Sequence[int]) -> None:
+        """Continue with the random numbers of `random_state`."""
+        with popart_errors("setting the random state"):
+            self.session.setRNGState(list(words))
 
     def weights(self) -> Arrays:
         """Every tensor of weights.safetensors, float32; what the training graph does not use keeps the file's value."""
@@ -95,7 +132,7 @@ class TrainingRunner:
     def set_learning_rate(self, learning_rate: float) -> None:
         """Use another learning rate from the next step on; the other hyper-parameters are constants of the program."""
         with popart_errors("updating the optimizer"):
-            optimizer = setup.make_optimizer(load_popart(), self.train, learning_rate)
+            optimizer = setup.make_optimizer(load_popart(), self.train, learning_rate, list(self._weights))
             self.session.updateOptimizerFromHost(optimizer)
         self.learning_rate = learning_rate
 
@@ -141,14 +178,12 @@ def open_inference(
         )
         key = program_key(artifact, "infer", anchors)
         compiled = _prepare(popart, session, options, artifact, key, trust_compiled, on_message, cache or CompiledCache())
-        if weights is not None:
-            known = set(session.getAllTensorIds())
-            current = _empty_arrays(session, [name for name in artifact.layout().names if name in known])
-            arrays = {name: setup.fitting(str(path), name, weights, array) for name, array in current.items()}
-            session.writeWeights(popart.PyWeightsIO(arrays))
-        session.weightsFromHost()
-    runner = InferenceRunner(graph, session, wanted, batches_per_step, options.enablePipelining)
-    runner.compiled = compiled
+        runner = InferenceRunner(artifact, graph, session, wanted, batches_per_step, options.enablePipelining)
+        runner.compiled = compiled
+        if weights is None:
+            session.weightsFromHost()
+        else:
+            runner.load_weights(weights)
     return runner
 
 
@@ -166,20 +201,19 @@ def open_training(
     popart, graph, config = load_popart(), artifact.graph("train"), artifact.config.compile
     setup.check_accumulation(graph, config, train)
     names = list(graph.output_names if anchors is None else anchors)
-    options = setup.placement_options(popart, graph, config, pipelining=True)
-    options.enableGradientAccumulation = train.accumulation > 1
-    options.accumulationFactor = train.accumulation
-    options.accumulationAndReplicationReductionType = popart.ReductionType.Mean
-    setup.choose_executor(popart, options, train.executor)
+    options = setup.training_options(popart, graph, config, train)
     path = artifact.directory.resolve() / graph.file
+    weight_names = [tensor.name for tensor in external_tensors(path)]
     with popart_errors(f"opening {path}"), setup.external_data(popart, artifact):
         session = popart.TrainingSession(
-            fnModel=str(path), dataFlow=popart.DataFlow(1, names, popart.AnchorReturnType("All")), loss=LOSS,
-            optimizer=setup.make_optimizer(popart, train, train.learning_rate),
-            deviceInfo=setup.acquire_device(popart, graph.ipus), userOptions=options,
+            fnModel=str(path), dataFlow=popart.DataFlow(train.batches_per_step, names, popart.AnchorReturnType("All")),
+            loss=LOSS, optimizer=setup.make_optimizer(popart, train, train.learning_rate, weight_names),
+            deviceInfo=setup.acquire_device(popart, graph.ipus * train.replicas), userOptions=options,
         )
         key = program_key(artifact, "train", names)
         _prepare(popart, session, options, artifact, key, trust_compiled, on_message, cache or CompiledCache())
+        if train.stochastic_rounding:
+            session.setRandomSeed(train.seed)
         session.weightsFromHost()
     runner = TrainingRunner(artifact, graph, session, train)
     if weights is not None:

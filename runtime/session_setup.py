@@ -9,7 +9,7 @@ import os
 import shutil
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Dict, Iterator, Mapping
+from typing import Any, Dict, Iterator, Mapping, Sequence, Tuple
 
 import numpy as np
 
@@ -48,12 +48,33 @@ def check_accumulation(graph: GraphSpec, config: CompileConfig, train: TrainConf
         )
 
 
-def make_optimizer(popart: ModuleType, train: TrainConfig, learning_rate: float) -> Any:
-    """SGD whose learning rate may change and whose other hyper-parameters are constants of the program."""
-    return popart.SGD({
+def training_options(popart: ModuleType, graph: GraphSpec, config: CompileConfig, train: TrainConfig) -> Any:
+    """SessionOptions of the training program: placement, accumulation, replicas, rounding, executor."""
+    options = placement_options(popart, graph, config, pipelining=True)
+    options.enableGradientAccumulation = train.accumulation > 1
+    options.accumulationFactor = train.accumulation
+    options.accumulationAndReplicationReductionType = popart.ReductionType.Mean
+    if train.replicas > 1:
+        options.enableReplicatedGraphs, options.replicatedGraphCount = True, train.replicas
+    if train.stochastic_rounding:
+        options.enableStochasticRounding = options.enableLoadAndOffloadRNGState = True
+    choose_executor(popart, options, train.executor)
+    return options
+
+
+def make_optimizer(popart: ModuleType, train: TrainConfig, learning_rate: float, weights: Sequence[str]) -> Any:
+    """SGD whose learning rate may change and whose other hyper-parameters are constants of the program.
+
+    weights: the names of all weights that train; those that end in .bias may have a weight decay of their own.
+    """
+    optimizer = popart.SGD({
         "defaultLearningRate": (learning_rate, False), "defaultMomentum": (train.momentum, True),
         "defaultWeightDecay": (train.weight_decay, True), "lossScaling": (train.loss_scaling, True),
     })
+    for name in weights if train.bias_weight_decay is not None else ():
+        if name.endswith(".bias"):
+            optimizer.insertSpecific(name, {"weightDecay": (train.bias_weight_decay, True)})
+    return optimizer
 
 
 def acquire_device(popart: ModuleType, ipus: int) -> Any:
@@ -121,8 +142,8 @@ def external_data(popart: ModuleType, artifact: Artifact) -> Iterator[None]:
         os.chdir(str(before))
 
 
-def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray], leading: int, keep_one: bool = False) -> Arrays:
-    """The inputs, C-contiguous and in the graph's dtypes, with [leading] in front where over 1 or `keep_one`.
+def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray], prefix: Tuple[int, ...]) -> Arrays:
+    """The inputs, C-contiguous and in the graph's dtypes, each of the graph's shape behind the axes `prefix`.
 
     Raises ConfigError naming an input that is missing, unknown, misshapen or of a dtype that would lose values.
     """
@@ -130,7 +151,6 @@ def check_inputs(graph: GraphSpec, inputs: Mapping[str, np.ndarray], leading: in
     for name in inputs:
         if name not in specs:
             raise ConfigError(f"{graph.file}: unknown input '{name}'; it has {', '.join(specs)}")
-    prefix = (leading,) if leading > 1 or keep_one else ()
     return {name: _check_input(graph.file, spec, prefix, inputs) for name, spec in specs.items()}
 
 

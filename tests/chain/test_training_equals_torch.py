@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from chain_config import random_step, small_config
 
 from export.network.detector import TRAIN_OUTPUTS, build_detector, trainable_names
 from popdet import build
+from popdet.config import TrainConfig
 from runtime.artifact import Artifact
 from runtime.session import open_training
 
@@ -59,6 +60,41 @@ def test_loss_and_every_gradient_of_a_micro_batch_equal_autograd(tmp_path: Path,
     assert all(np.array_equal(runner.weights()[name], artifact.weights()[name]) for name in frozen)
 
 
+def _torch_weights(artifact: Artifact, recipe: TrainConfig, steps: List[Dict[str, np.ndarray]]) -> Dict[str, np.ndarray]:
+    """The weights after torch.optim.SGD on the micro-batches of `steps`, gradients averaged over each step's."""
+    reference = build_detector(artifact.config.network, training=True)
+    decay = recipe.weight_decay if recipe.bias_weight_decay is None else recipe.bias_weight_decay
+    named = list(reference.named_parameters())
+    groups = [{"params": [value for name, value in named if not name.endswith(".bias")]},
+              {"params": [value for name, value in named if name.endswith(".bias")], "weight_decay": decay}]
+    optimizer = torch.optim.SGD(groups, recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay)
+    for batch in steps:
+        optimizer.zero_grad()
+        micro_batches = len(batch["gt_count"])
+        for micro in range(micro_batches):
+            (_loss(reference, batch, micro, _shapes(artifact)) / micro_batches).backward()
+        optimizer.step()
+    return {name: value.numpy() for name, value in reference.state_dict().items()}
+
+
+def test_biases_can_have_a_weight_decay_of_their_own(tmp_path: Path) -> None:
+    artifact = _artifact(tmp_path, 1)
+    ends = []
+    for bias_weight_decay in (0.0, None):
+        recipe = dataclasses.replace(artifact.config.train, weight_decay=0.5, bias_weight_decay=bias_weight_decay)
+        steps = [random_step(_shapes(artifact), recipe.accumulation, artifact.config.network.num_classes, SEED + step)
+                 for step in range(3)]
+        runner = open_training(artifact, recipe, on_message=lambda message: None)
+        for batch in steps:
+            runner.set_learning_rate(recipe.learning_rate)
+            runner.step(batch)
+        wanted = _torch_weights(artifact, recipe, steps)
+        for name, value in runner.weights().items():
+            _assert_close(value, wanted[name], f"{bias_weight_decay}, {name}")
+        ends.append(runner.weights())
+    assert any(not np.array_equal(array, ends[1][name]) for name, array in ends[0].items() if name.endswith(".bias"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("accumulation", "stage_counts"), [(8, (1, 2, 4)), (15, (1, 8))])
 def test_weights_after_five_steps_equal_sgd_whatever_the_stages(tmp_path: Path, accumulation: int, stage_counts: Any) -> None:
@@ -68,14 +104,7 @@ def test_weights_after_five_steps_equal_sgd_whatever_the_stages(tmp_path: Path, 
     classes = first.config.network.num_classes
     steps = [random_step(_shapes(first), accumulation, classes, SEED + step) for step in range(5)]
 
-    reference = build_detector(first.config.network, training=True)
-    optimizer = torch.optim.SGD(reference.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay)
-    for batch in steps:
-        optimizer.zero_grad()
-        for micro in range(accumulation):
-            (_loss(reference, batch, micro, _shapes(first)) / accumulation).backward()
-        optimizer.step()
-    wanted = {name: value.numpy() for name, value in reference.state_dict().items()}
+    wanted = _torch_weights(first, recipe, steps)
 
     for stages in stage_counts:
         artifact = first if stages == 1 else _artifact(tmp_path, stages)
