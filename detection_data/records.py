@@ -5,11 +5,21 @@ that covers exactly the first pixel is (0, 0, 1, 1). Class 0 is the background, 
 """
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Tuple
+from typing import Dict, Iterable, Sequence, Tuple
 
 import numpy as np
+
+from runtime.errors import BadInputFile
+
+ON_CORRUPT = ("fatal", "skip")
+_NAMED = 5  # names in a warning
+
+
+class UnknownClass(BadInputFile):
+    """An object of a class that the network does not have. Never skipped: the config is wrong, not the file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +48,22 @@ class Record:
             object.__setattr__(self, name, frozen)
 
 
+def clipped_record(
+    image_id: str, image_path: Path, width: int, height: int, boxes: Sequence[Sequence[float]],
+    classes: Sequence[int], difficult: Sequence[bool],
+) -> Tuple[Record, int]:
+    """A record of these objects, boxes clipped to the image, and how many were left out for having no area then.
+
+    boxes: rows of four finite numbers, edges. The area is judged after rounding to float32, as everyone will see it.
+    """
+    edges = np.array(boxes, np.float64).reshape(-1, 4)
+    clipped = np.clip(edges, 0.0, [width, height, width, height]).astype(np.float32)
+    solid = (clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1])
+    record = Record(image_id, image_path, width, height, clipped[solid], np.array(classes, np.int32)[solid],
+                    np.array(difficult, np.bool_)[solid])
+    return record, int(len(solid) - solid.sum())
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """The records of one split in the order of its list, and what the reader left out."""
@@ -45,9 +71,30 @@ class Dataset:
     records: Tuple[Record, ...]
     class_names: Tuple[str, ...]  # foreground classes; record class k is class_names[k - 1]
     degenerate: Dict[str, int] = field(default_factory=dict)  # image_id -> boxes dropped for having no area
+    skipped: Dict[str, str] = field(default_factory=dict)  # image_id -> why its record was left out (on_corrupt "skip")
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def report(self, source: str, remedy: str) -> None:
+        """One warning about boxes without area and one about skipped images, where there are any.
+
+        source: folder and split. remedy: where boxes are corrected. Raises BadInputFile when no record is left.
+        """
+        if self.skipped and not self.records:
+            raise BadInputFile(f"{source}: all {len(self.skipped)} images are damaged; the first: "
+                               f"{next(iter(self.skipped.values()))}")
+        if self.degenerate:
+            warnings.warn(f"{source}: {sum(self.degenerate.values())} boxes without area were dropped "
+                          f"(images {_first(self.degenerate)}); {remedy}", stacklevel=4)
+        if self.skipped:
+            warnings.warn(f"{source}: {len(self.skipped)} damaged images were left out ({_first(self.skipped)}); "
+                          "restore them, or set data.on_corrupt to fatal to see why", stacklevel=4)
+
+
+def _first(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:_NAMED]) + (", ..." if len(listed) > _NAMED else "")
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,52 +6,59 @@ Layout and fields: the PASCAL VOC2007 development kit, http://host.robots.ox.ac.
 from __future__ import annotations
 
 import math
-import warnings
+import os
 import xml.etree.ElementTree as ET
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Dict, List, Optional, Sequence, Tuple
 from xml.parsers import expat
 
-import numpy as np
-
-from detection_data.records import Dataset, Record
+from detection_data.records import ON_CORRUPT, Dataset, Record, UnknownClass, clipped_record
 from detection_data.transforms import PathLike, image_size
-from runtime.errors import BadInputFile
+from runtime.errors import BadInputFile, ConfigError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 MAX_ANNOTATION_BYTES = 8 << 20  # the largest of VOC is 20 kB; more is not an annotation
 
 
-def read_voc(root: PathLike, split: str, classes: Sequence[str]) -> Dataset:
+def read_voc(root: PathLike, split: str, classes: Sequence[str], on_corrupt: str = "fatal") -> Dataset:
     """All records of one split, in the order of its list.
 
     classes: foreground class names; the first becomes class 1. Boxes are clipped to the image; what has no area left is
     dropped, counted in `Dataset.degenerate` and reported once by a warning.
+    on_corrupt: "fatal" raises at the first damaged annotation or image header; "skip" leaves its record out, keeps the
+    message in `Dataset.skipped` and reports the count once by a warning. An unknown class is fatal either way, and so
+    is a split without a single readable image.
     Raises BadInputFile naming the file and the remedy: a missing list, annotation or image, broken XML, an unknown
     class, an image header that is damaged or whose size contradicts the annotation. The loader decodes the pixels.
     """
+    if on_corrupt not in ON_CORRUPT:
+        raise ConfigError(f"on_corrupt is '{on_corrupt}', expected one of {', '.join(ON_CORRUPT)}")
     folder = Path(root)
     numbers = {name: number for number, name in enumerate(classes, start=1)}
     records: List[Record] = []
     degenerate: Dict[str, int] = {}
+    skipped: Dict[str, str] = {}
     for image_id in _read_split(folder, split):
-        record, dropped = _read_record(folder, image_id, numbers)
+        try:
+            record, dropped = _read_record(folder, image_id, numbers)
+        except UnknownClass:
+            raise
+        except BadInputFile as error:
+            if on_corrupt == "fatal":
+                raise
+            skipped[image_id] = str(error)
+            continue
         records.append(record)
         if dropped:
             degenerate[image_id] = dropped
-    if degenerate:
-        named = ", ".join(list(degenerate)[:5]) + (", ..." if len(degenerate) > 5 else "")
-        warnings.warn(
-            f"{folder}, split {split}: {sum(degenerate.values())} boxes without area were dropped (images {named}); "
-            "correct xmin, ymin, xmax, ymax in their annotations",
-            stacklevel=3,
-        )
-    return Dataset(tuple(records), tuple(classes), degenerate)
+    found = Dataset(tuple(records), tuple(classes), degenerate, skipped)
+    found.report(f"{folder}, split {split}", "correct xmin, ymin, xmax, ymax in their annotations")
+    return found
 
 
-def read_split(root: PathLike, split: str, classes: Sequence[str]) -> List[Record]:
+def read_split(root: PathLike, split: str, classes: Sequence[str], on_corrupt: str = "fatal") -> List[Record]:
     """`read_voc` for those who want nothing but the records."""
-    return list(read_voc(root, split, classes).records)
+    return list(read_voc(root, split, classes, on_corrupt).records)
 
 
 def parse_annotation(path: PathLike) -> ET.Element:
@@ -65,8 +72,9 @@ def parse_annotation(path: PathLike) -> ET.Element:
             text = opened.read(MAX_ANNOTATION_BYTES + 1)
     except FileNotFoundError as error:
         raise BadInputFile(f"{path}: no such annotation; add it or take the image out of the split's list") from error
-    except OSError as error:
-        raise BadInputFile(f"{path}: cannot be read ({error.strerror}); check the file") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        why = getattr(error, "strerror", None) or error
+        raise BadInputFile(f"{path}: cannot be read ({why}); check the file") from error
     if len(text) > MAX_ANNOTATION_BYTES:
         raise BadInputFile(f"{path}: larger than {MAX_ANNOTATION_BYTES >> 20} MiB, not a VOC annotation; replace it")
     builder = ET.TreeBuilder()
@@ -100,13 +108,15 @@ def _read_split(folder: Path, split: str) -> List[str]:
     except FileNotFoundError as error:
         known = ", ".join(sorted(found.stem for found in lists.glob("*.txt"))[:12]) or "none"
         raise BadInputFile(f"{path}: no such list of images; splits that exist: {known}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise BadInputFile(f"{path}: cannot be read ({error}); expected one image name a line") from error
     ids = [line.split()[0] for line in lines if line.strip()]
     if not ids:
         raise BadInputFile(f"{path}: lists no image; expected one image name a line")
     seen = set()
     for image_id in ids:
+        if ".." in PurePosixPath(image_id).parts or image_id.startswith("/") or "\0" in image_id:
+            raise BadInputFile(f"{path}: lists {image_id!r}, which leads out of the data set; correct the line")
         if image_id in seen:
             raise BadInputFile(f"{path}: lists '{image_id}' twice; remove one of the lines")
         seen.add(image_id)
@@ -127,28 +137,17 @@ def _read_record(folder: Path, image_id: str, numbers: Dict[str, int]) -> Tuple[
     boxes: List[List[float]] = []
     classes: List[int] = []
     difficult: List[bool] = []
-    dropped = 0
     for item in root.findall("object"):
-        box = _read_box(item, annotation)
-        clipped = [min(max(value, 0.0), limit) for value, limit in zip(box, (width, height, width, height))]
-        number = _class_number(item, annotation, numbers)
-        if clipped[2] <= clipped[0] or clipped[3] <= clipped[1]:
-            dropped += 1
-            continue
-        boxes.append(clipped)
-        classes.append(number)
+        boxes.append(_read_box(item, annotation))
+        classes.append(_class_number(item, annotation, numbers))
         difficult.append(_number(item.find("difficult"), annotation, "difficult", 0.0) != 0)
-    record = Record(
-        image_id, image_path, width, height, np.array(boxes, np.float32).reshape(-1, 4),
-        np.array(classes, np.int32), np.array(difficult, np.bool_),
-    )
-    return record, dropped
+    return clipped_record(image_id, image_path, width, height, boxes, classes, difficult)
 
 
 def _find_image(folder: Path, image_id: str) -> Path:
     for suffix in IMAGE_SUFFIXES:
         path = folder / (image_id + suffix)
-        if path.is_file():
+        if os.path.isfile(path):  # Path.is_file raises on names that are too long
             return path
     raise BadInputFile(f"{folder / image_id}.jpg: no such image; add it or take it out of the split's list")
 
@@ -157,7 +156,7 @@ def _class_number(item: ET.Element, annotation: Path, numbers: Dict[str, int]) -
     name = (item.findtext("name") or "").strip()
     if name not in numbers:
         known = ", ".join(numbers)
-        raise BadInputFile(f"{annotation}: unknown class '{name}'; network.classes has {known}")
+        raise UnknownClass(f"{annotation}: unknown class '{name}'; network.classes has {known}")
     return numbers[name]
 
 

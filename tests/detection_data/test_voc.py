@@ -10,7 +10,7 @@ from PIL import Image
 from detection_data.transforms import load_image
 from detection_data.voc import read_split, read_voc
 from popdet.config import VOC_CLASSES
-from runtime.errors import BadInputFile
+from runtime.errors import BadInputFile, ConfigError
 
 OBJECT = ("<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin>"
           "<xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>")
@@ -166,3 +166,70 @@ def test_real_sets_are_read_whole(
         assert (record.boxes >= 0).all() and (record.boxes <= limits).all()
         assert (record.boxes[:, 2:] > record.boxes[:, :2]).all()
     assert load_image(found.records[0].image_path).size == (found.records[0].width, found.records[0].height)
+
+
+def make_three(root: Path) -> Path:
+    """Images a, b, c with one cat each."""
+    make_set(root, one())
+    for name in "bc":
+        (root / "Annotations" / f"{name}.xml").write_bytes((root / "Annotations" / "a.xml").read_bytes())
+        (root / "JPEGImages" / f"{name}.jpg").write_bytes((root / "JPEGImages" / "a.jpg").read_bytes())
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nc\n")
+    return root
+
+
+def test_damaged_images_are_skipped_counted_and_reported_once(tmp_path: Path) -> None:
+    root = make_three(tmp_path)
+    (root / "Annotations" / "a.xml").write_text("<annotation>")
+    (root / "JPEGImages" / "c.jpg").write_bytes(b"\xff\xd8")
+    with pytest.raises(BadInputFile, match=r"a\.xml: not valid XML"):
+        read_voc(root, "train", ("cat",))
+    with pytest.warns(UserWarning, match=r"split train: 2 damaged images were left out \(a, c\)") as caught:
+        found = read_voc(root, "train", ("cat",), on_corrupt="skip")
+    assert len(caught) == 1 and [record.image_id for record in found.records] == ["b"]
+    assert list(found.skipped) == ["a", "c"] and "a.xml: not valid XML" in found.skipped["a"] and "c.jpg" in found.skipped["c"]
+    with pytest.warns(UserWarning):
+        assert len(read_split(root, "train", ("cat",), "skip")) == 1
+
+
+def test_more_than_five_damaged_images_are_named_in_part(tmp_path: Path) -> None:
+    root = make_set(tmp_path, one())
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\n" + "".join(f"gone{index}\n" for index in range(7)))
+    with pytest.warns(UserWarning, match=r"7 damaged images were left out \(gone0, gone1, gone2, gone3, gone4, \.\.\.\)"):
+        read_voc(root, "train", ("cat",), on_corrupt="skip")
+
+
+def test_what_concerns_the_whole_split_is_never_skipped(tmp_path: Path) -> None:
+    root = make_three(tmp_path)
+    with pytest.raises(BadInputFile, match="no such list of images"):
+        read_voc(root, "val", ("cat",), on_corrupt="skip")
+    with pytest.raises(BadInputFile, match="unknown class 'cat'"):
+        read_voc(root, "train", ("dog",), on_corrupt="skip")
+    for name in "abc":
+        (root / "JPEGImages" / f"{name}.jpg").write_bytes(b"")
+    with pytest.raises(BadInputFile, match=r"all 3 images are damaged; the first: .*a\.jpg"):
+        read_voc(root, "train", ("cat",), on_corrupt="skip")
+    with pytest.raises(ConfigError, match="on_corrupt is 'maybe', expected one of fatal, skip"):
+        read_voc(root, "train", ("cat",), on_corrupt="maybe")
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "x/../../a", "a\0b"])
+def test_a_list_never_leads_out_of_the_set(tmp_path: Path, name: str) -> None:
+    root = make_set(tmp_path)
+    (root / "ImageSets" / "Main" / "train.txt").write_text(name + "\n")
+    with pytest.raises(BadInputFile, match=r"train\.txt: lists .* which leads out of the data set"):
+        read_split(root, "train", ("cat",))
+
+
+def test_a_name_that_no_file_can_have_is_named(tmp_path: Path) -> None:
+    root = make_set(tmp_path)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("x" * 5000 + "\n")
+    with pytest.raises(BadInputFile, match=r"xxx\.xml: cannot be read"):
+        read_split(root, "train", ("cat",))
+
+
+def test_boxes_are_judged_as_the_float32_they_become(tmp_path: Path) -> None:
+    """Edges 4.00000001 and 4.00000002 are one float32, so the box has no area."""
+    root = make_set(tmp_path, one(box=(5.00000001, 1, 4.00000002, 9)))
+    with pytest.warns(UserWarning, match="1 boxes without area"):
+        assert read_voc(root, "train", ("cat",)).degenerate == {"a": 1}
