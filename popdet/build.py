@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata
@@ -62,6 +63,12 @@ def artifact_directory(config: Config, out: Path) -> Path:
 def open_artifact(config: Config, out: Path) -> Artifact:
     """The artifact of a config, every checksum verified; ConfigError where it was compiled from other values."""
     artifact = Artifact.open(artifact_directory(config, out))
+    check_compiled_from(artifact, config)
+    return artifact
+
+
+def check_compiled_from(artifact: Artifact, config: Config) -> None:
+    """Raise ConfigError where the artifact's network or preprocessing is another than the config's."""
     compiled = artifact.config
     for section, keys in (("network", NETWORK_KEYS), ("data", PREPROCESSING_KEYS)):
         for key in keys:
@@ -69,12 +76,12 @@ def open_artifact(config: Config, out: Path) -> Artifact:
             if wanted != found:
                 raise ConfigError(f"{artifact.directory}: compiled with {section}.{key} = {found}, the config says "
                                   f"{wanted}; run 'popdet compile' again, or change the config back")
-    return artifact
 
 
 def export(config: Config, out: Path, force: bool = False) -> BuildReport:
     """Export the config's graphs to `<out>/<name>.export/`, or find them there with the same key."""
     directory = export_directory(config, out)
+    _warn_of_other_preprocessing(config)
     key = _key({"network": asdict(config.network), "graphs": sorted(config.compile.graphs),
                 "weights": _file_digest(config.network.weights)}, EXPORT_SOURCES, EXPORT_PACKAGES)
     if not force and _export_is_current(directory, key):
@@ -124,6 +131,16 @@ def compile(config: Config, out: Path, say: Say, force: bool = False) -> BuildRe
 
         require_compiler("infer.onnx")
     return _build_artifact(config, exported.directory, directory, key, say)
+
+
+def _warn_of_other_preprocessing(config: Config) -> None:
+    """Weights know which pictures they were trained on; say so where the config prepares others."""
+    if config.network.weights is not None:
+        from export.weights_metadata import preprocessing_warning
+
+        text = preprocessing_warning(config.network.weights, config.data)
+        if text is not None:
+            warnings.warn(text)
 
 
 def _build_artifact(config: Config, exported: Path, directory: Path, key: str, say: Say) -> BuildReport:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from export.network.anchors import anchor_boxes
 from export.network.backbones.mobilenet_v2 import build_mobilenet_v2
 from export.network.backbones.parts import Backbone, BackboneParts
-from export.network.backbones.resnet import build_resnet
+from export.network.backbones.resnet import DEPTHS, build_resnet
 from export.network.backbones.tiny import build_tiny
 from export.network.detections import Detections
 from export.network.losses import TotalLoss
@@ -109,10 +109,10 @@ def build_detector(config: NetworkConfig, training: bool) -> Detector:
     _check_config(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        parts = _build_backbone(config.backbone)
+        parts = _build_backbone(config.backbone, config.stride_in_1x1)
         detector = TrainingDetector(config, parts) if training else InferenceDetector(config, parts)
     if config.weights is not None:
-        detector.weights_report = load_backbone_weights(detector, config.backbone, config.weights)
+        detector.weights_report = load_backbone_weights(detector, config.backbone, config.weights, config.stride_in_1x1)
     for name, parameter in detector.named_parameters():
         parameter.requires_grad_(not _is_frozen(name, config.frozen_stages))
     return detector
@@ -140,12 +140,15 @@ def input_signature(config: NetworkConfig, training: bool) -> Dict[str, Tuple[to
     }
 
 
-def _build_backbone(name: str) -> BackboneParts:
+def _build_backbone(name: str, stride_in_1x1: bool) -> BackboneParts:
     builders = {"mobilenet_v2": build_mobilenet_v2, "tiny": build_tiny}
+    if name in DEPTHS:
+        return build_resnet(name, stride_in_1x1)
+    if stride_in_1x1:
+        raise ConfigError(f"network.stride_in_1x1 is a choice of resnet50 and resnet101; backbone '{name}' has none, "
+                          "leave it false")
     if name in builders:
         return builders[name]()
-    if name in ("resnet18", "resnet50", "resnet101"):
-        return build_resnet(name)
     raise ConfigError(f"network.backbone: '{name}' is not known; one of resnet18, resnet50, resnet101, mobilenet_v2, tiny")
 
 

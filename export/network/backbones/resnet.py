@@ -1,15 +1,21 @@
-"""ResNet-18, -50 and -101 with frozen norms, split for a C4 detector: He et al. (2015); stride in the 3x3 convolution."""
+"""ResNet-18, -50 and -101 with frozen norms, split for a C4 detector: He et al. (2015).
+
+A bottleneck that halves the map does so in its 3x3 convolution (torchvision) or, with stride_in_1x1, in its first 1x1 (the
+paper, caffe and the weights that come from it). The tensors are the same; weights trained for one are wrong in the other.
+"""
 from __future__ import annotations
 
-from typing import Type, Union
+from typing import List
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from export.network.backbones.parts import BackboneParts
+from runtime.errors import ConfigError
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+BASIC = ("resnet18",)  # built of BasicBlock, the others of Bottleneck
 BRANCH_SCALE = 0.25  # last norm of a block at random: the sum of 33 branches must not grow; (1 + 0.25^2)^33 = 7 in variance
 
 
@@ -64,16 +70,17 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 down, 3x3, 1x1 up to four times the channels."""
+    """1x1 down, 3x3, 1x1 up to four times the channels; the stride is in the 3x3, or in the first 1x1."""
 
     expansion = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int, stride_in_1x1: bool) -> None:
         super().__init__()
         out_channels = channels * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, first, bias=False)
         self.norm1 = FrozenNorm(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, second, padding=1, bias=False)
         self.norm2 = FrozenNorm(channels)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
         self.norm3 = FrozenNorm(out_channels)
@@ -101,20 +108,27 @@ class Stem(nn.Module):
         return functional.max_pool2d(functional.relu(self.norm(self.conv(image))), 3, 2, padding=1)
 
 
-def build_resnet(name: str) -> BackboneParts:
-    """The parts of `name`, one of DEPTHS, with random weights drawn from torch's current generator."""
+def build_resnet(name: str, stride_in_1x1: bool = False) -> BackboneParts:
+    """The parts of `name`, one of DEPTHS, with random weights drawn from torch's current generator.
+
+    Raises ConfigError where stride_in_1x1 is asked of resnet18, whose blocks have no 1x1 convolution.
+    """
     depths = DEPTHS[name]
-    block: Type[Union[BasicBlock, Bottleneck]] = BasicBlock if name == "resnet18" else Bottleneck
+    if stride_in_1x1 and name in BASIC:
+        raise ConfigError(f"network.stride_in_1x1: the blocks of {name} have no 1x1 convolution; leave it false")
+    expansion = BasicBlock.expansion if name in BASIC else Bottleneck.expansion
     in_channels, layers = 64, []
     for stage, depth in enumerate(depths):
         channels = 64 * 2**stage
-        blocks = []
+        blocks: List[nn.Module] = []
         for position in range(depth):
-            blocks.append(block(in_channels, channels, 2 if stage and position == 0 else 1))
-            in_channels = channels * block.expansion
+            stride = 2 if stage and position == 0 else 1
+            blocks.append(BasicBlock(in_channels, channels, stride) if name in BASIC else
+                          Bottleneck(in_channels, channels, stride, stride_in_1x1))
+            in_channels = channels * expansion
         layers.append(nn.Sequential(*blocks))
     layer1, layer2, layer3, layer4 = layers
-    parts = BackboneParts(Stem(), layer1, layer2, layer3, layer4, 256 * block.expansion, 512 * block.expansion)
+    parts = BackboneParts(Stem(), layer1, layer2, layer3, layer4, 256 * expansion, 512 * expansion)
     for part in parts.modules():
         _initialise(part)
     return parts
