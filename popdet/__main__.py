@@ -9,7 +9,21 @@ from typing import Any, Optional, Sequence
 import click
 
 from popdet import __version__
-from popdet.commands import compare, compile, doctor, evaluate, export, inspect, rewrite, run, train
+from popdet.commands import (
+    compare,
+    compile,
+    data,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    predict,
+    rewrite,
+    run,
+    throughput,
+    train,
+    weights,
+)
 from runtime.errors import ConfigError, PopdetError
 
 INTERNAL_ERROR = 5
@@ -24,8 +38,9 @@ def cli(debug: bool) -> None:
     """Take a PyTorch detector to Graphcore IPUs, and prove on the way that nothing was lost."""
 
 
-for command in (export.command, rewrite.command, compile.command, compare.command, train.command, evaluate.command,
-                run.command, inspect.command, doctor.command):
+for command in (data.command, weights.command, export.command, rewrite.command, compile.command, compare.command,
+                train.command, evaluate.command, predict.command, run.command, throughput.command, inspect.command,
+                doctor.command):
     cli.add_command(command)
 
 

@@ -201,7 +201,7 @@ def load_config(path: Optional[str] = None, overrides: Sequence[str] = ()) -> Co
         if not isinstance(tree, dict):
             raise BadInputFile(f"{path}: holds a {type(tree).__name__}, expected a mapping of config keys")
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     return config_from_dict(tree, source=path or "overrides")
 
 
@@ -212,7 +212,8 @@ def config_from_dict(tree: Mapping[str, Any], source: str = "config") -> Config:
     return config
 
 
-def _apply_override(tree: Dict[str, Any], override: str) -> None:
+def apply_override(tree: Dict[str, Any], override: str) -> None:
+    """Set `dotted.key=value` (YAML) in a tree of mappings; raises ConfigError where the text is not that."""
     import yaml
 
     key, equals, text = override.partition("=")

@@ -5,9 +5,10 @@ callable that takes {"image": float32 [B, 3, H, W]} and returns the inference gr
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 import numpy as np
 from PIL import Image
@@ -16,11 +17,15 @@ from detection_data.records import Detections
 from detection_data.transforms import ImageTransform, PathLike, Preprocessing, image_to_input, load_image
 from runtime.atomic_io import replace_atomic, write_json_atomic
 from runtime.drawing import class_name, draw_detections
-from runtime.errors import ConfigError, EnvironmentProblem, GraphError, MismatchError
+from runtime.errors import BadInputFile, ConfigError, EnvironmentProblem, GraphError, MismatchError
 
 Runner = Callable[[Dict[str, np.ndarray]], Mapping[str, np.ndarray]]
+Damaged = Dict[Path, str]  # unreadable picture -> why
 OUTPUTS = ("boxes", "scores", "classes", "count")
 RESULTS = "detections.json"
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")  # what a folder is searched for
+DRAWN = ".detections.png"
+CLIPS = ("image", "input")  # boxes end at the picture's edges, or at the network's input size in picture pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,22 +56,28 @@ def images_per_call(runner: Runner, batch: Optional[int] = None) -> Tuple[int, i
 def predict_files(
     runner: Runner, preprocessing: Union[Preprocessing, Mapping[str, Any]], classes: Sequence[str],
     paths: Sequence[PathLike], out: PathLike, draw_threshold: float = 0.5, batch: Optional[int] = None,
+    skip_damaged: bool = False,
 ) -> Dict[str, Any]:
     """Detect objects on pictures and write a PNG for each and one COCO results file into the folder `out`.
 
     The JSON holds every detection, the PNG those that score at least draw_threshold. batch: see `predict`.
-    Nothing is written before all pictures went through. Returns {"json": path, "images": [{"image", "picture",
-    "detections", "drawn", "message"}]}, paths as strings. Raises what `predict` raises, and EnvironmentProblem when the
-    folder cannot be written.
+    Nothing is written before all pictures went through. skip_damaged: pictures that cannot be read are named in the
+    report and left out; when all are, the first one's error is raised.
+    Returns {"json": path, "images": [{"image", "picture", "detections", "drawn", "message"}], "damaged": [{"image",
+    "reason"}]}, paths as strings. Raises what `predict` raises, and EnvironmentProblem when the folder cannot be written.
     """
-    predictions = predict(runner, paths, preprocessing, batch)
+    damaged: Optional[Damaged] = {} if skip_damaged else None
+    predictions = predict(runner, paths, preprocessing, batch, damaged)
+    if damaged and not predictions:
+        raise BadInputFile(f"none of the {len(paths)} pictures can be read; the first: {next(iter(damaged.values()))}")
     rows = coco_results(predictions, classes)
     target = Path(out)
     images: List[Dict[str, Any]] = []
+    taken: Set[str] = set()
     try:
         for item in predictions:
             shown = above(item.detections, draw_threshold)
-            picture = target / _free_name(item.path.stem, [Path(entry["picture"]).name for entry in images])
+            picture = target / _free_name(item.path.stem, taken)
             drawn = draw_detections(load_image(item.path, upright=True), shown, classes)
             with replace_atomic(picture) as temporary:
                 drawn.save(temporary, format="PNG")
@@ -79,33 +90,68 @@ def predict_files(
         raise EnvironmentProblem(
             f"{target}: results cannot be written ({error.strerror or error}); choose another output folder"
         ) from error
-    return {"json": str(target / RESULTS), "images": images}
+    reasons = [{"image": str(path), "reason": reason} for path, reason in (damaged or {}).items()]
+    return {"json": str(target / RESULTS), "images": images, "damaged": reasons}
 
 
 def predict(
     runner: Runner, paths: Sequence[PathLike], preprocessing: Union[Preprocessing, Mapping[str, Any]],
-    batch: Optional[int] = None,
+    batch: Optional[int] = None, damaged: Optional[Damaged] = None,
 ) -> List[Prediction]:
     """Detect objects on pictures, `batch` at a time; a short last batch is padded with zeros.
 
     preprocessing: the manifest's section. batch: the graph's batch size, default the runner's `batch`, else 1.
-    EXIF orientation is applied first. Raises BadInputFile naming an undecodable picture or an unusable preprocessing
-    key; GraphError, MismatchError for outputs that no detector may return.
+    EXIF orientation is applied first. damaged: takes unreadable pictures and why, which are left out; None: the first
+    one raises BadInputFile, as an unusable preprocessing key does. Raises GraphError, MismatchError for outputs that no
+    detector may return.
     """
     pre = preprocessing if isinstance(preprocessing, Preprocessing) else Preprocessing.from_dict(preprocessing)
     calls, size = images_per_call(runner, batch)
     predictions: List[Prediction] = []
-    for start in range(0, len(paths), calls * size):
-        chunk = [Path(path) for path in paths[start : start + calls * size]]
-        found = detect_batch(runner, [load_image(path, upright=True) for path in chunk], pre, size)
-        predictions += [Prediction(path, item) for path, item in zip(chunk, found)]
+    readable = _readable([Path(path) for path in paths], damaged)
+    for chunk in iter(lambda: list(itertools.islice(readable, calls * size)), []):
+        found = detect_batch(runner, [image for _, image in chunk], pre, size)
+        predictions += [Prediction(path, item) for (path, _), item in zip(chunk, found)]
     return predictions
 
 
-def detect_batch(runner: Runner, images: Sequence[Image.Image], pre: Preprocessing, batch: int) -> List[Detections]:
+def expand_folders(paths: Sequence[PathLike]) -> List[Path]:
+    """Files as they are; of a folder its own pictures by name, without hidden files and the PNGs of an earlier run.
+
+    Raises BadInputFile for a path that does not exist and a folder without pictures.
+    """
+    found: List[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise BadInputFile(f"{path}: no such picture or folder; check the path")
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(item for item in path.iterdir() if item.suffix.lower() in PICTURES and item.is_file()
+                            and not item.name.startswith(".") and not item.name.endswith(DRAWN))
+            if not inside:
+                raise BadInputFile(f"{path}: the folder holds no pictures ({' '.join(PICTURES)}); subfolders are not searched")
+        found += inside
+    return found
+
+
+def _readable(paths: Sequence[Path], damaged: Optional[Damaged]) -> Iterator[Tuple[Path, Image.Image]]:
+    for path in paths:
+        try:
+            image = load_image(path, upright=True)
+        except BadInputFile as error:
+            if damaged is None:
+                raise
+            damaged[path] = str(error)
+        else:
+            yield path, image
+
+
+def detect_batch(
+    runner: Runner, images: Sequence[Image.Image], pre: Preprocessing, batch: int, clip: str = "image"
+) -> List[Detections]:
     """Call the runner once, on at most as many RGB pictures as it takes; unused rows are zero.
 
-    Boxes come back in picture pixels. batch: the graph's batch size.
+    Boxes come back in picture pixels. batch: the graph's batch size. clip: one of CLIPS.
     """
     calls, size = images_per_call(runner, batch)
     rows = calls * size
@@ -119,16 +165,35 @@ def detect_batch(runner: Runner, images: Sequence[Image.Image], pre: Preprocessi
     if calls > 1:
         outputs = {name: value.reshape((-1, *value.shape[2:])) for name, value in outputs.items()}
     _check_outputs(outputs, rows)
-    return [detections_of(outputs, row, transform) for row, transform in enumerate(transforms)]
+    return [detections_of(outputs, row, transform, _limits(clip, pre)) for row, transform in enumerate(transforms)]
 
 
-def detections_of(outputs: Mapping[str, np.ndarray], row: int, transform: ImageTransform) -> Detections:
-    """Image `row` of the graph's outputs: its first count[row] detections, boxes mapped back and clipped."""
+def detections_of(
+    outputs: Mapping[str, np.ndarray], row: int, transform: ImageTransform, limits: Optional[Tuple[int, int]] = None
+) -> Detections:
+    """Image `row` of the graph's outputs: its first count[row] detections, boxes mapped back and clipped.
+
+    limits: (width, height) in picture pixels to clip to; None: the picture's own. Raises MismatchError for values that
+    are not finite.
+    """
     count = int(outputs["count"][row])
     boxes, scores = outputs["boxes"][row, :count], outputs["scores"][row, :count].astype(np.float32)
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise MismatchError("the program returned boxes or scores that are not finite; compare it with the reference")
+    if limits is not None:  # the scales stay, only the edges move
+        transform = replace(transform, image_width=limits[0], image_height=limits[1])
     return Detections(transform.boxes_to_original(boxes), scores, outputs["classes"][row, :count].astype(np.int32))
+
+
+def _limits(clip: str, pre: Preprocessing) -> Optional[Tuple[int, int]]:
+    """(width, height) to clip to, None for the picture's own.
+
+    Graphcore's published detector clips to the input size, 800x800, after it has scaled boxes back: they stick out of a
+    smaller picture, and lose what lies beyond in a larger one. `input` repeats that for comparable figures.
+    """
+    if clip not in CLIPS:
+        raise ConfigError(f"clip is '{clip}', expected one of {', '.join(CLIPS)}")
+    return (pre.width, pre.height) if clip == "input" else None
 
 
 def above(detections: Detections, threshold: float) -> Detections:
@@ -167,10 +232,12 @@ def summary(prediction: Prediction, classes: Sequence[str], threshold: float) ->
     return f"{listed} (best score {float(shown.scores.max()):.2f})"
 
 
-def _free_name(stem: str, taken: Sequence[str]) -> str:
+def _free_name(stem: str, taken: Set[str]) -> str:
     """A PNG's name that this run has not used yet: a.jpg and a.png, or two folders' a.jpg, must not share one."""
-    names = [f"{stem}.detections.png", *(f"{stem}-{number}.detections.png" for number in range(2, len(taken) + 2))]
-    return next(name for name in names if name not in taken)
+    numbered = itertools.chain([f"{stem}{DRAWN}"], (f"{stem}-{number}{DRAWN}" for number in itertools.count(2)))
+    name = next(name for name in numbered if name not in taken)
+    taken.add(name)
+    return name
 
 
 def _check_outputs(outputs: Mapping[str, np.ndarray], batch: int) -> None:

@@ -9,14 +9,13 @@ import click
 
 from popdet.config import Config
 from popdet.options import config_options, emit, json_option, read_config, say
-from runtime.errors import BadInputFile
 
 
 @click.command("train")
 @config_options
 @click.option("--steps", type=int, help="Weight updates to run. Default: the config's train.steps.")
 @click.option("--resume", is_flag=True, help="Continue from the newest complete checkpoint.")
-@click.option("--ipus", type=int, help="IPUs of one replica; compiles again where the artifact has another number.")
+@click.option("--ipus", type=int, help="IPUs of one replica; compiles where the artifact is missing or has another number.")
 @click.option("--replicas", type=int, help="Copies of the pipeline, each on its own IPUs. Default: the config's.")
 @click.option("--replay", type=click.Path(path_type=Path), metavar="FILE.npz",
               help="Run the saved inputs of a step that was not finite once, from the newest checkpoint; trains nothing.")
@@ -26,9 +25,9 @@ def command(config_path: str, overrides: Tuple[str, ...], out: Path, steps: Opti
             ipus: Optional[int], replicas: Optional[int], replay: Optional[Path], trust_compiled: bool, as_json: bool) -> None:
     """Train the artifact of CONFIG and install the trained weights in it.
 
-    Without an artifact it is compiled first (on the authoring side). Beside the artifact ARTIFACT.train/ takes log.jsonl and
-    checkpoints/: the newest, and the best where train.eval_every evaluates. Ctrl-C finishes the step and writes a
-    checkpoint; --resume goes on from there, bit for bit, also after a crash. docs/training.md has the whole way.
+    Beside the artifact, ARTIFACT.train/ takes log.jsonl and checkpoints/: the newest, and the best where train.eval_every
+    evaluates. Ctrl-C finishes the step and writes a checkpoint; --resume goes on from the newest one, bit for bit, also
+    after a crash. docs/training.md has the whole way, from the archives of a data set to an evaluated checkpoint.
     """
     given = [("train.steps", steps), ("compile.ipus", ipus), ("train.replicas", replicas)]
     config = read_config(config_path, overrides, given)
@@ -49,19 +48,15 @@ def command(config_path: str, overrides: Tuple[str, ...], out: Path, steps: Opti
 
 
 def _artifact(config: Config, out: Path, ipus: Optional[int]) -> Any:
-    """The artifact of `config`, compiled here where it is missing or has another number of IPUs than asked for."""
+    """The artifact of `config`; with `ipus` it is compiled here where it is missing or has another number of IPUs."""
     from popdet import build
 
-    try:
-        artifact = build.open_artifact(config, out)
-    except BadInputFile:
-        if build.artifact_directory(config, out).exists():
-            raise
-    else:
-        if ipus is None or artifact.ipus == ipus:
-            return artifact
-        say(f"{artifact.directory}: compiled for {artifact.ipus} IPUs")
-    build.compile(config, out, say)
+    if ipus is not None:
+        directory = build.artifact_directory(config, out)
+        artifact = build.open_artifact(config, out) if directory.exists() else None
+        if artifact is None or artifact.ipus != ipus:
+            say(f"{directory}: " + ("is not there" if artifact is None else f"compiled for {artifact.ipus} IPUs"))
+            build.compile(config, out, say)
     return build.open_artifact(config, out)
 
 

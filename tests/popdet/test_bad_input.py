@@ -196,7 +196,7 @@ def test_rewrite_refuses_output_that_cannot_be_a_file(built: Project, tmp_path: 
     (["-o", "compile.stages=7"], USAGE, ["compile.stages is 7", "expected auto, a preset or a map"]),
     (["-o", "network.image_height=100"], USAGE, ["'network.image_height' is 100", "multiple of 16"]),
     (["-o", "network.backbone=mobilenet_v2", "-o", "network.weights=no.safetensors"], BAD_FILE,
-     ["no.safetensors: cannot be read"]),
+     ["no.safetensors: no such weights file"]),
     (["--target", "tpu"], USAGE, ["'tpu' is not one of"]),
 ], ids=["3 IPUs", "0 IPUs", "four", "more stages than nodes", "unknown module", "bad place", "unknown preset",
         "another network's preset", "a number", "odd size", "no pretrained weights", "unknown target"])

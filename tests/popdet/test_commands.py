@@ -14,7 +14,8 @@ from PIL import Image
 
 from runtime.errors import BadInputFile
 
-COMMANDS = ("compare", "compile", "doctor", "eval", "export", "inspect", "rewrite", "run", "train")
+COMMANDS = ("compare", "compile", "doctor", "eval", "export", "inspect", "predict", "rewrite", "run", "throughput", "train")
+GROUPS = {"data": ("voc", "coco", "shapes"), "weights": ("convert",)}
 
 
 def test_help_and_importing_the_command_line_load_nothing_heavy() -> None:
@@ -33,9 +34,15 @@ def test_every_command_explains_itself(command: str) -> None:
     assert outcome.code == 0 and outcome.out.startswith(f"Usage: popdet {command}") and "--json" in outcome.out
 
 
+@pytest.mark.parametrize(("group", "command"), [(group, command) for group, names in GROUPS.items() for command in names])
+def test_every_command_of_a_group_explains_itself(group: str, command: str) -> None:
+    outcome = run(group, command, "--help")
+    assert outcome.code == 0 and outcome.out.startswith(f"Usage: popdet {group} {command}") and "--json" in outcome.out
+
+
 def test_help_lists_every_command_and_the_exit_codes() -> None:
     text = run("--help").out
-    assert all(f"  {command} " in text for command in COMMANDS)
+    assert all(f"  {command} " in text for command in (*COMMANDS, *GROUPS))
     assert "4 bad input file" in text
 
 

@@ -1,10 +1,7 @@
-"""Average precision: hand-computed cases, a naive implementation on random detections, pycocotools called directly."""
+"""Average precision in hand-computed cases, and detecting on a whole data set. Oracles: test_evaluation_oracle.py."""
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +10,10 @@ from PIL import Image
 
 from detection_data.records import Detections, Record
 from popdet.config import Config, DataConfig, NetworkConfig
+from runtime.coco_metric import coco_dataset
 from runtime.errors import BadInputFile, ConfigError, GraphError, MismatchError
-from runtime.evaluate import average_precision, coco_dataset, detect_dataset, evaluate, iou_matrix
+from runtime.evaluate import EvalResult, detect_dataset, difference, evaluate, evaluate_metrics, table
+from runtime.voc_metric import average_precision, iou_matrix
 
 CLASSES = ("cat", "dog", "owl")
 
@@ -106,116 +105,6 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_none(metric: str) -> None:
     assert evaluate([], [], ("cat",), metric).ap50 is None
 
 
-def naive_ap(detections: list, records: list, number: int, metric: str) -> float | None:
-    """VOC's definition in loops and exact fractions; shares no code with the implementation."""
-    def area(box: list) -> float:
-        return (box[2] - box[0]) * (box[3] - box[1])
-
-    def overlap(a: list, b: list) -> float:
-        w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-        return w * h / (area(a) + area(b) - w * h) if w > 0 and h > 0 else 0.0
-
-    ranked = []
-    for image, item in enumerate(detections):
-        for index in range(len(item.scores)):
-            if item.classes[index] == number:
-                ranked.append((-float(item.scores[index]), image, index, item.boxes[index].tolist()))
-    total = sum(1 for r in records for c, d in zip(r.classes, r.difficult) if c == number and not d)
-    if total == 0:
-        return None
-    used, hits, visited, points = set(), 0, 0, []
-    for _, image, _, box in sorted(ranked, key=lambda entry: entry[:3]):
-        best, best_iou = None, -1.0
-        for j, (other, c) in enumerate(zip(records[image].boxes.tolist(), records[image].classes)):
-            if c == number and overlap(box, other) > best_iou:
-                best, best_iou = j, overlap(box, other)
-        if best is not None and best_iou >= 0.5:
-            if records[image].difficult[best]:
-                continue
-            if (image, best) not in used:
-                used.add((image, best))
-                hits += 1
-        visited += 1
-        points.append((Fraction(hits, total), Fraction(hits, visited)))
-    if metric == "voc07":
-        return float(sum(max([p for r, p in points if r >= Fraction(k, 10)], default=Fraction(0)) for k in range(11)) / 11)
-    value, last = Fraction(0), Fraction(0)
-    for recall in sorted({r for r, _ in points}):
-        value += (recall - last) * max(p for r, p in points if r >= recall)
-        last = recall
-    return float(value)
-
-
-def random_scene(seed: int, difficult: bool = True, images: int = 12) -> tuple[list[Detections], list[Record]]:
-    """Objects, jittered copies of them (some twice), and noise; scores on a coarse grid, so that they tie."""
-    rng = np.random.default_rng(seed)
-    records, detections = [], []
-    for image in range(images):
-        count = int(rng.integers(0, 6))
-        corner, side = rng.integers(0, 60, (count, 2)), rng.integers(5, 40, (count, 2))
-        boxes = np.hstack([corner, corner + side]).astype(np.float32)
-        classes = rng.integers(1, 4, count).astype(np.int32)
-        flags = (rng.random(count) < 0.2) & difficult
-        records.append(truth(boxes.tolist(), classes.tolist(), flags.tolist(), f"i{image}"))
-        copies = np.repeat(np.arange(count), rng.integers(0, 3, count))
-        guesses = boxes[copies] + rng.integers(-4, 5, (len(copies), 4))
-        noise = np.hstack([corner := rng.integers(0, 70, (3, 2)), corner + rng.integers(3, 30, (3, 2))])
-        everything = np.concatenate([guesses, noise])
-        everything[:, 2:] = np.maximum(everything[:, 2:], everything[:, :2] + 1)
-        labels = np.concatenate([np.where(rng.random(len(copies)) < 0.85, classes[copies], 1), rng.integers(1, 4, 3)])
-        scores = rng.integers(1, 15, len(everything)) / 16
-        detections.append(found(everything.tolist(), scores.tolist(), labels.tolist()))
-    return detections, records
-
-
-@pytest.mark.parametrize("metric", ["voc07", "voc"])
-def test_random_detections_agree_with_the_naive_implementation(metric: str) -> None:
-    values = []
-    for seed in range(60):
-        detections, records = random_scene(seed)
-        result = evaluate(detections, records, CLASSES, metric)
-        for number, name in enumerate(CLASSES, start=1):
-            expected = naive_ap(detections, records, number, metric)
-            assert (result.per_class[name] is None) == (expected is None)
-            if expected is not None:
-                assert abs(result.per_class[name] - expected) <= 1e-9
-                values.append(expected)
-        known = [value for value in result.per_class.values() if value is not None]
-        assert result.ap50 == pytest.approx(np.mean(known), abs=1e-12)
-    assert 0.1 < np.mean(values) < 0.9 and np.std(values) > 0.05, "the cases must not be trivial"
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_coco_agrees_with_pycocotools_called_directly(tmp_path: Path, seed: int) -> None:
-    """Through its own file formats and loadRes, which the implementation does not use."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    detections, records = random_scene(seed, difficult=False)
-    tree = {
-        "info": {}, "images": [{"id": i + 1, "width": 100, "height": 100} for i in range(len(records))],
-        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)], "annotations": [],
-    }
-    rows = []
-    for i, (record, item) in enumerate(zip(records, detections), start=1):
-        for (x1, y1, x2, y2), c in zip(record.boxes.tolist(), record.classes.tolist()):
-            tree["annotations"].append({"id": len(tree["annotations"]) + 1, "image_id": i, "category_id": c, "iscrowd": 0,
-                                        "bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
-        for (x1, y1, x2, y2), c, s in zip(item.boxes.tolist(), item.classes.tolist(), item.scores.tolist()):
-            rows.append({"image_id": i, "category_id": c, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": s})
-    (tmp_path / "gt.json").write_text(json.dumps(tree))
-    with contextlib.redirect_stdout(io.StringIO()):
-        gt = COCO(str(tmp_path / "gt.json"))
-        run = COCOeval(gt, gt.loadRes(rows), "bbox")
-        run.evaluate()
-        run.accumulate()
-        run.summarize()
-    result = evaluate(detections, records, CLASSES, "coco")
-    np.testing.assert_allclose([-1 if v is None else v for v in result.coco.values()], run.stats, atol=1e-12)
-    assert result.ap50 == result.coco["ap50"] and 0 < result.coco["ap"] < 1
-    assert np.mean(list(result.per_class.values())) == pytest.approx(result.ap50, abs=1e-9)
-
-
 def test_coco_dataset_marks_difficult_objects_as_crowds() -> None:
     tree = coco_dataset([truth([A, B], [1, 3], [False, True])], CLASSES)
     assert [(a["id"], a["bbox"], a["category_id"], a["iscrowd"]) for a in tree["annotations"]] == [
@@ -251,6 +140,29 @@ def test_the_result_is_plain_json_and_a_table() -> None:
     lines = result.text().splitlines()
     assert lines[0].split() == ["cat", "100.0"] and lines[2].split() == ["owl", "-"]
     assert lines[4].split() == ["mean", "AP50", "50.0"]
+
+
+def test_several_metrics_come_from_the_same_detections() -> None:
+    detections, records = [found([A, FAR, B], [0.9, 0.8, 0.7], [1, 1, 2])], [truth([A, B], [1, 2])]
+    results = evaluate_metrics(detections, records, CLASSES, ["coco", "voc07", "voc"])
+    assert results == [evaluate(detections, records, CLASSES, metric) for metric in ("coco", "voc07", "voc")]
+    lines = table(results).splitlines()
+    assert lines[0].split() == ["coco", "voc07", "voc"] and lines[1].split() == ["cat", "100.0", "100.0", "100.0"]
+    assert lines[3].split() == ["owl", "-", "-", "-"] and lines[6].split() == ["AP", "50:95", "100.0", "-", "-"]
+    assert table(results[1:2]) == results[1].text()
+
+
+def test_the_difference_names_the_class_that_moved_most() -> None:
+    def result(cat: float, dog: float | None) -> EvalResult:
+        return EvalResult("voc", cat, {"cat": cat, "dog": dog}, 1, 2, 0, 3)
+
+    apart = difference(result(0.5, 0.25), result(0.25, 0.75))
+    assert (apart.ap50, apart.largest, apart.largest_class, apart.ap) == (0.25, -0.5, "dog", None)
+    assert apart.text() == "voc: AP50 +25.0000 points; most in dog: -50.0000 points"
+    unknown = difference(result(0.5, None), result(0.5, 0.75))
+    assert unknown.largest == 0 and unknown.text() == "voc: AP50 +0.0000 points; no class differs"
+    with pytest.raises(ConfigError, match="metric voc cannot be held against metric coco"):
+        difference(result(0, 0), evaluate([], [], CLASSES, "coco"))
 
 
 def small_config(batch: int, resize: str = "squash") -> Config:
@@ -301,6 +213,12 @@ def test_a_data_set_is_detected_in_batches_in_order(pictures: list, batch: int, 
 def test_detections_on_padded_input_come_back_in_image_pixels(pictures: list) -> None:
     result = detect_dataset(Recorder(), pictures[:1], small_config(1, "pad"))  # 96x40 -> 48x20, padded to 48x32
     assert result[0].boxes.tolist() == [[0, 0, 96, 40]], "clipped to the image"
+
+
+def test_boxes_can_end_at_the_networks_input_size_instead(pictures: list) -> None:
+    """The input is 48x32 and its whole content is found; scaled back to 96x40 the box would be (0, 0, 96, 40)."""
+    result = detect_dataset(Recorder(), pictures[:1], small_config(1), clip="input")
+    assert result[0].boxes.tolist() == [[0, 0, 48, 32]]
 
 
 def test_an_image_that_does_not_decode_is_named(pictures: list) -> None:

@@ -12,7 +12,7 @@ from detection_data.records import Detections
 from detection_data.transforms import Preprocessing
 from runtime.drawing import MIN_SIDE, class_colour, draw_detections
 from runtime.errors import BadInputFile, ConfigError, EnvironmentProblem, GraphError
-from runtime.predict import above, predict, predict_files
+from runtime.predict import above, detect_batch, expand_folders, predict, predict_files
 
 CLASSES = ("cat", "dog")
 PRE = {"resize": "pad", "height": 64, "width": 64, "channel_order": "rgb", "pixel_scale": 1 / 255.0,
@@ -126,6 +126,63 @@ def test_a_bad_picture_is_named_and_nothing_is_written(picture: Path, tmp_path: 
     with pytest.raises(BadInputFile, match=name.replace(".", r"\.")):
         predict_files(Detector(TWO), PRE, CLASSES, [picture, bad], tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_damaged_pictures_are_left_out_named_and_counted(picture: Path, tmp_path: Path, batch: int) -> None:
+    paths = [tmp_path / "text.jpg", picture, tmp_path / "cut.jpg", *[picture] * 2]
+    paths[0].write_bytes(b"hello")
+    paths[2].write_bytes(picture.read_bytes()[:-200])
+    runner = Detector(TWO, batch)
+    report = predict_files(runner, PRE, CLASSES, paths, tmp_path / "out", skip_damaged=True)
+    assert [entry["image"] for entry in report["damaged"]] == [str(paths[0]), str(paths[2])]
+    assert all(entry["image"] in entry["reason"] for entry in report["damaged"])
+    assert [Path(entry["picture"]).name for entry in report["images"]] == [
+        "000012.detections.png", "000012-2.detections.png", "000012-3.detections.png"]
+    assert len(runner.fed) == -(-3 // batch), "readable pictures fill the batches"
+    assert predict_files(Detector(TWO), PRE, CLASSES, [picture], tmp_path / "out", skip_damaged=True)["damaged"] == []
+
+
+def test_nothing_but_damaged_pictures_is_an_error(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"hello")
+    with pytest.raises(BadInputFile, match=r"none of the 2 pictures can be read; the first: .*a\.jpg"):
+        predict_files(Detector(TWO), PRE, CLASSES, sorted(tmp_path.iterdir()), tmp_path / "out", skip_damaged=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_stands_for_its_own_pictures_by_name(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "c.jpeg", ".hidden.png", "notes.txt", "a.detections.png", "detections.json"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / "d.png").write_bytes(b"")
+    (tmp_path / "folder.png").mkdir()
+    names = [path.name for path in expand_folders([tmp_path / "notes.txt", tmp_path])]
+    assert names == ["notes.txt", "a.png", "b.JPG", "c.jpeg"], "a file that is named is taken as it is"
+    with pytest.raises(BadInputFile, match=r"folder\.png: the folder holds no pictures"):
+        expand_folders([tmp_path / "folder.png"])
+    with pytest.raises(BadInputFile, match=r"absent: no such picture or folder"):
+        expand_folders([tmp_path / "absent"])
+
+
+@pytest.mark.parametrize(("clip", "expected"), [
+    ("image", [[16, 8, 80, 56], [0, 0, 128, 64]]),  # 128x64 became 64x32: boxes are doubled, and cut at 128 and 64
+    ("input", [[16, 8, 64, 56], [0, 0, 64, 64]]),  # cut at the input's 64x64 after they were doubled
+])
+def test_boxes_end_at_the_picture_or_at_the_input_size(picture: Path, clip: str, expected: list) -> None:
+    runner = Detector([([8, 4, 40, 28], 0.9, 2), ([-4, -4, 70, 40], 0.3, 1)])
+    with Image.open(picture) as image:
+        (found,) = detect_batch(runner, [image.convert("RGB")], Preprocessing.from_dict(PRE), 1, clip)
+    assert found.boxes.tolist() == expected
+
+
+def test_boxes_may_stick_out_of_a_picture_smaller_than_the_input() -> None:
+    pre = Preprocessing.from_dict(PRE)
+    runner = Detector([([0, 0, 70, 70], 0.9, 1)])
+    assert detect_batch(runner, [Image.new("RGB", (32, 32))], pre, 1)[0].boxes.tolist() == [[0, 0, 32, 32]]
+    assert detect_batch(runner, [Image.new("RGB", (32, 32))], pre, 1, "input")[0].boxes.tolist() == [[0, 0, 35, 35]]
+    with pytest.raises(ConfigError, match="clip is 'edge', expected one of image, input"):
+        detect_batch(runner, [Image.new("RGB", (32, 32))], pre, 1, "edge")
 
 
 def test_a_folder_that_cannot_be_written_is_named(picture: Path, tmp_path: Path) -> None:
