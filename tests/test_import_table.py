@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STDLIB = set(sys.stdlib_module_names)
-RUNNER = {"numpy", "detection_data", "PIL", "pycocotools", "safetensors", "rich", "yaml", "onnxruntime", "tensorboardX", "wandb"}
+RUNNER = {"numpy", "detection_data", "PIL", "pycocotools", "safetensors", "rich", "yaml", "onnxruntime", "tensorboardX",
+          "wandb"}
 # folder -> what its modules may import, besides the standard library and the folder itself. The stdlib-only
 # leaves runtime.errors, runtime.atomic_io and popdet.config (and PyYAML inside the latter) may be imported by every folder.
 ALLOWED = {
