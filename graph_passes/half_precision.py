@@ -3,11 +3,11 @@
 op(x, weight)  ->  op(x as float16, Cast(weight))       master weights stay float32 initializers
 half -> full and full -> half borders, and graph outputs  ->  Cast
 Losses, targets, proposals and box decoding stay float32: float16 has half a pixel of resolution above 512. So do the RoIs of
-ROI-Align, nodes of unknown origin, and nodes with a constant that float16 cannot hold.
+ROI-Align, nodes of unknown origin, nodes with a constant that float16 cannot hold, and the modules of compile.keep_float32.
 """
 from __future__ import annotations
 
-from typing import Dict, List, Set, Tuple
+from typing import Dict, FrozenSet, List, Set, Tuple
 
 import numpy as np
 import onnx
@@ -16,6 +16,8 @@ import onnx_graphsurgeon as gs
 from graph_passes.graph import Graph, is_weight
 from graph_passes.matching import VIEWS
 from graph_passes.pass_manager import GraphPass, PassContext, PassResult
+from graph_passes.presets import all_prefixes, nearest, other_kind_only
+from runtime.errors import GraphError
 
 KEEP_MODULES = ("proposal_layer", "proposal_target", "rpn_target", "rpn_loss", "roi_loss", "total_loss", "detections")
 COORDINATES: Dict[Tuple[str, str], Tuple[int, ...]] = {  # inputs that are pixels, and stay float32
@@ -36,7 +38,7 @@ class HalfPrecision(GraphPass):
         if context.compile.precision != "mixed":
             return PassResult(0, [f"compile.precision is {context.compile.precision}"])
         graph.sort()
-        kept = _kept_nodes(graph)
+        kept = _kept_nodes(graph, _checked_prefixes(graph, context))
         half = [node for node in graph.nodes if id(node) not in kept and _computes_in_float32(node)]
         casts = _Casts(graph)
         for node in half:
@@ -77,12 +79,22 @@ class _Casts:
         return self.graph.op("Cast", [tensor], like, {"to": to}, dtype=dtype, shape=tensor.shape)
 
 
-def _kept_nodes(graph: Graph) -> Set[int]:
+def _checked_prefixes(graph: Graph, context: PassContext) -> FrozenSet[str]:
+    """compile.keep_float32 and KEEP_MODULES. Raises GraphError for a prefix that no module of either graph has."""
+    known = all_prefixes(filter(None, map(graph.module_of, graph.nodes)))
+    for prefix in context.compile.keep_float32:
+        if prefix not in known and prefix.split(".")[0] not in other_kind_only(context.kind):
+            raise GraphError(f"compile.keep_float32: this graph has no module '{prefix}'{nearest(prefix, known)}; name a "
+                             "module path or one of its parents, for example box_predictor")
+    return frozenset((*KEEP_MODULES, *context.compile.keep_float32))
+
+
+def _kept_nodes(graph: Graph, prefixes: FrozenSet[str]) -> Set[int]:
     """Ids of the nodes that stay as they are."""
     kept = set()
     for node in graph.nodes:
         module = graph.module_of(node)
-        if not module or module.split(".")[0] in KEEP_MODULES or _is_border(node) or _overflows(graph, node):
+        if not module or all_prefixes([module]) & prefixes or _is_border(node) or _overflows(graph, node):
             kept.add(id(node))
         for index in COORDINATES.get((node.domain, node.op), ()):
             kept.update(_movers_behind(node.inputs[index]))

@@ -1,4 +1,6 @@
 """half_precision: float16 outside the keep-list, float32 masters, casts at the borders, numbers within half's rounding."""
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -7,6 +9,7 @@ from pass_graphs import INFER, MIXED, apply, model_from, ops, random_feeds, run
 from graph_passes.graph_io import load_graph
 from graph_passes.half_precision import KEEP_MODULES, HalfPrecision
 from graph_passes.pass_manager import PassManager
+from runtime.errors import GraphError
 
 
 def _types(model):
@@ -65,6 +68,18 @@ def test_kept_modules_stay_float32(module):
     assert ops(result) == ["Cast", "Tanh", "Cast", "Exp", "Cast", "Neg", "Cast"]
     assert _types(result)["b"] == 1 and _types(result)["a"] == 10
     assert [n.metadata_props[0].value for n in result.graph.node][2:5] == [f"{module}.inner"] * 3
+
+
+def test_modules_of_the_configs_keep_list_stay_float32_too():
+    model = model_from("(float[2] x) => (float[2] y)", "a = Tanh(x)\nb = Exp(a)  # module: roi_head.layer4.0\n"
+                       "y = Neg(b)  # module: roi_head.layer4.10", opset=11)
+    prefixes = ("roi_head.layer4.0", "roi_loss")
+    keep = dataclasses.replace(MIXED, compile=dataclasses.replace(MIXED.compile, keep_float32=prefixes))
+    result, _ = apply(model, [HalfPrecision()], keep)
+    assert ops(result) == ["Cast", "Tanh", "Cast", "Exp", "Cast", "Neg", "Cast"]  # roi_loss is the training graph's
+    wrong = dataclasses.replace(MIXED, compile=dataclasses.replace(MIXED.compile, keep_float32=("roi_head.layer5",)))
+    with pytest.raises(GraphError, match=r"keep_float32: this graph has no module 'roi_head\.layer5' \(nearest: 'roi_head"):
+        apply(model, [HalfPrecision()], wrong)
 
 
 def test_rois_stay_float32_while_features_are_half():
