@@ -1,6 +1,8 @@
 """An artifact as a PopART session: `open_inference` and `open_training`, and what runs behind each."""
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable, Mapping, Optional, Sequence, Tuple, Union
@@ -10,9 +12,9 @@ import numpy as np
 from popdet.config import TrainConfig
 from runtime import session_setup as setup
 from runtime.artifact import Artifact
-from runtime.atomic_io import write_bytes_atomic
+from runtime.atomic_io import replace_atomic, write_bytes_atomic
 from runtime.compiled_cache import CompiledCache, Key, program_key
-from runtime.errors import ConfigError, EnvironmentProblem
+from runtime.errors import BadInputFile, ConfigError, EnvironmentProblem
 from runtime.manifest import GraphSpec
 from runtime.onnx_reader import external_tensors
 from runtime.popart_api import is_embedded_module, load_popart
@@ -127,6 +129,29 @@ class TrainingRunner:
             arrays[name] = fresh if state is None else setup.fitting(label, name, state, array)
         with popart_errors(label):
             self.session.writeWeights(load_popart().PyWeightsIO(arrays))
+            self.session.weightsFromHost()
+
+    def save_onnx(self, path: Union[str, Path]) -> None:
+        """Write the training graph with the weights and the momentum as initializers (PopART's modelToHost), one file.
+
+        PopART updates external weights in place where the new file lies beside or above them, so it writes into a folder
+        of its own.
+        """
+        path = Path(path)
+        with replace_atomic(path) as temporary, tempfile.TemporaryDirectory(dir=str(path.parent)) as folder:
+            with popart_errors(f"writing {path}"):
+                self.session.modelToHost(str(Path(folder) / path.name))
+            os.replace(str(Path(folder) / path.name), str(temporary))
+
+    def load_onnx(self, path: Union[str, Path]) -> None:
+        """Continue from the initializers of a file that `save_onnx` or PopART's modelToHost wrote.
+
+        Raises BadInputFile where there is no such file, GraphError where PopART refuses it.
+        """
+        if not Path(path).is_file():
+            raise BadInputFile(f"{path}: no such ONNX file")
+        with popart_errors(f"loading {path}"):
+            self.session.resetHostWeights(str(path))
             self.session.weightsFromHost()
 
     def set_learning_rate(self, learning_rate: float) -> None:

@@ -1,4 +1,4 @@
-"""`popdet weights`: published backbone weights -> what network.weights of a config loads."""
+"""`popdet weights`: published backbone weights into popdet, trained weights to PopART's ONNX form and back."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any, Dict, Optional
 
 import click
 
-from popdet.options import emit, json_option
+from popdet.options import emit, json_option, say
 from runtime.atomic_io import replace_atomic
 from runtime.errors import ConfigError
 
@@ -15,7 +15,7 @@ SHOWN = 6  # names of one kind in the text report; --json has all
 
 @click.group("weights")
 def command() -> None:
-    """Bring published backbone weights into popdet."""
+    """Bring published backbone weights into popdet, and trained weights to ONNX and back."""
 
 
 @command.command("convert")
@@ -46,6 +46,72 @@ def convert_command(source: str, out: Path, backbone: Optional[str], style: Opti
         raise ConfigError(f"{out}: cannot be written ({error.strerror or error}); name another place") from error
     report = {"source": source, **made.to_dict(str(out))}
     emit(report, as_json, _text(report))
+
+
+@command.command("to-onnx")
+@click.argument("target", metavar="ARTIFACT|CHECKPOINT", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT.onnx", type=click.Path(path_type=Path, dir_okay=False))
+@json_option
+def to_onnx_command(target: Path, out: Path, as_json: bool) -> None:
+    """Write the training graph with its trained weights inside, as PopART's modelToHost does.
+
+    One file without external data. A checkpoint's momentum goes in too, as the initializers Accl___<weight>.
+    """
+    from runtime.checkpoint import load_checkpoint
+    from runtime.detector import open_detector
+
+    detector = open_detector(target)
+    runner = _training(detector.artifact)
+    if detector.checkpoint is not None:
+        found = load_checkpoint(detector.checkpoint, detector.artifact.layout())
+        runner.load_weights(found.weights, found.optimizer_state)
+    try:
+        runner.save_onnx(out)
+    except OSError as error:
+        raise ConfigError(f"{out}: cannot be written ({error.strerror or error}); name another place") from error
+    report = {"target": detector.label, "out": str(out), "step": detector.trained_steps}
+    emit(report, as_json, f"{out}: the weights of step {detector.trained_steps} of {detector.label}")
+
+
+@command.command("from-onnx")
+@click.argument("source", metavar="SOURCE.onnx", type=click.Path(path_type=Path))
+@click.argument("artifact", metavar="ARTIFACT", type=click.Path(path_type=Path))
+@click.option("--step", type=click.IntRange(0), help="Weight updates behind the weights. Default: the artifact's.")
+@json_option
+def from_onnx_command(source: Path, artifact: Path, step: Optional[int], as_json: bool) -> None:
+    """Install the weights of a file that to-onnx, or PopART's modelToHost, wrote.
+
+    They go into ARTIFACT and, with the momentum, into a checkpoint of its training run, from which `popdet train --resume`
+    goes on.
+    """
+    from runtime.artifact import Artifact
+    from runtime.checkpoint import TrainingState, save_checkpoint
+    from runtime.train import learning_rate
+    from runtime.training_run import CHECKPOINTS, data_order
+
+    opened = Artifact.open(artifact)
+    runner, config = _training(opened), opened.config
+    runner.load_onnx(source)
+    number = opened.trained_steps if step is None else step
+    weights, directory = runner.weights(), opened.directory.resolve()
+    state = TrainingState(number, learning_rate(config.train, number),
+                          extra={"artifact": opened.name, "data_order": data_order(config)})
+    run = directory.with_name(f"{directory.name}.train")
+    saved = save_checkpoint(run / CHECKPOINTS, state, opened.layout(), weights, runner.optimizer_state(),
+                            config.train.keep_checkpoints)
+    opened.replace_weights(weights, trained_steps=number)
+    report = {"source": str(source), "artifact": str(artifact), "step": number, "checkpoint": str(saved)}
+    emit(report, as_json, f"{artifact}: has the weights of {source}, step {number}\ncheckpoint {saved}")
+
+
+def _training(artifact: Any) -> Any:
+    """The artifact's training program, interpreted: nothing of it runs."""
+    import dataclasses
+
+    from runtime.session import open_training
+
+    recipe = dataclasses.replace(artifact.config.train, executor="eager", replicas=1)
+    return open_training(artifact, recipe, on_message=say)
 
 
 def _text(report: Dict[str, Any]) -> str:

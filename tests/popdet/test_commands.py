@@ -15,7 +15,7 @@ from PIL import Image
 from runtime.errors import BadInputFile
 
 COMMANDS = ("compare", "compile", "doctor", "eval", "export", "inspect", "predict", "rewrite", "run", "throughput", "train")
-GROUPS = {"data": ("voc", "coco", "shapes"), "weights": ("convert",)}
+GROUPS = {"data": ("voc", "coco", "shapes"), "weights": ("convert", "to-onnx", "from-onnx")}
 
 
 def test_help_and_importing_the_command_line_load_nothing_heavy() -> None:

@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 from cli import Outcome, refused, run
-from click.testing import CliRunner
 from conftest import Project
 from PIL import Image
 
-from popdet.commands import predict as predict_command
 from popdet.config import load_config
 from popdet.data import evaluation_records
 from runtime.artifact import Artifact
 from runtime.checkpoint import TrainingState, save_checkpoint
 from runtime.coco_metric import image_ids
-from runtime.errors import BadInputFile, PopdetError
+from runtime.errors import BadInputFile
 
 COUNTS = {"images", "objects", "difficult", "detections", "metric", "ap50", "per_class"}
 
@@ -34,12 +32,7 @@ def checkpoint_of(project: Project, name: Any = "small", scale: float = 1.1) -> 
 
 
 def predict(*words: Any) -> Outcome:
-    """`popdet predict WORDS...`, with the exit code of its error."""
-    done = CliRunner().invoke(predict_command.command, [str(word) for word in words])
-    if isinstance(done.exception, PopdetError):
-        return Outcome(done.exception.exit_code, done.stdout, f"{done.stderr}error: {done.exception}\n")
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return Outcome(done.exit_code, done.stdout, done.stderr)
+    return run("predict", *words)
 
 
 def rows(path: Path) -> list[tuple]:

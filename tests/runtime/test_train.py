@@ -19,6 +19,7 @@ from popdet.config import Config, TrainConfig
 from runtime.artifact import Artifact
 from runtime.checkpoint import Evaluation, load_checkpoint
 from runtime.errors import BadInputFile, ConfigError, EnvironmentProblem, MismatchError
+from runtime.session import open_training
 from runtime.train import learning_rate, train
 from runtime.training_run import replay_step
 
@@ -243,6 +244,31 @@ def test_the_bar_shows_the_run(artifact: Artifact, tmp_path: Path, capsys: pytes
     train(artifact, config(), batches, tmp_path / "run", on_message=quiet, bar=True)
     shown = capsys.readouterr().err
     assert "6/6" in shown and "images/s" in shown and "wait" in shown
+
+
+def test_trained_weights_go_to_popart_onnx_and_back_with_their_momentum(artifact: Artifact, tmp_path: Path) -> None:
+    """The file is self-contained: onnx reads it, and another session trains on from it as the first one would."""
+    import onnx
+
+    recipe = config().train
+    first = open_training(artifact, recipe, on_message=quiet)
+    for step in range(3):
+        first.step(tiny.batch(3, seed=step))
+    first.save_onnx(tmp_path / "trained.onnx")  # above the artifact, whose own weights must stay as they were
+    assert Artifact.open(artifact.directory).trained_steps == 0
+    model = onnx.load(str(tmp_path / "trained.onnx"))
+    found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    wanted = {**first.weights(), **first.optimizer_state()}
+    del wanted["unused.buffer"]
+    assert set(found) == set(wanted) == {"a.weight", "b.weight", "Accl___a.weight", "Accl___b.weight"}
+    assert all(np.array_equal(found[name], array) for name, array in wanted.items())
+    second = open_training(artifact, recipe, on_message=quiet)
+    second.load_onnx(tmp_path / "trained.onnx")
+    for runner in (first, second):
+        runner.step(tiny.batch(3, seed=7))
+    assert all(np.array_equal(array, second.weights()[name]) for name, array in first.weights().items())
+    with pytest.raises(BadInputFile, match="no such ONNX file"):
+        second.load_onnx(tmp_path / "absent.onnx")
 
 
 def test_an_earlier_run_is_kept_and_a_finished_one_is_not_repeated(artifact: Artifact, tmp_path: Path) -> None:
