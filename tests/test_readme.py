@@ -3,11 +3,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+
+from popdet.__main__ import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -32,6 +36,23 @@ def test_the_popart_program_of_the_readme_runs() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / block[1])}
     done = subprocess.run([sys.executable, block[2]], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def documented_commands() -> list[str]:
+    """Every line of the README and of docs/*.md, inside a block, that begins with `popdet `."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    blocks = [block for page in pages for block in re.findall(r"^```\w*\n(.*?)^```", page.read_text(encoding="utf-8"),
+                                                             re.DOTALL | re.MULTILINE)]
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines() if line.startswith("popdet ")]
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_a_documented_command_has_the_options_it_is_shown_with(line: str) -> None:
+    words = shlex.split(line)[1:]
+    command: click.Command = cli
+    while isinstance(command, click.Group):
+        command = command.commands[words.pop(0)]
+    command.make_context("popdet", words, resilient_parsing=False)  # raises UsageError; runs nothing
 
 
 @pytest.mark.slow

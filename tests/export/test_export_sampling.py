@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from export.network import boxes
+from export.network.detector import anchors_of
 from export.network.losses import binary_cross_entropy, smooth_l1
 from export.network.proposal_target import ProposalTarget
 from export.network.roi_head import RoiLoss
@@ -84,6 +86,52 @@ def test_proposal_target_equals_the_loop(seed, objects, proposals):
         want = boxes.encode(gt[0, int(iou[row].argmax())], candidates[row], CONFIG.box_stds)
         torch.testing.assert_close(targets[place], want)
     assert torch.isfinite(targets).all()
+
+
+def test_the_published_numbers_at_full_size_equal_plain_loops():
+    """37,500 anchors of an 800x800 picture and 2,020 proposals: 0.7 / 0.3, 256 anchors, 256 RoIs of which 64 foreground."""
+    config, random = NetworkConfig(), np.random.default_rng(20261)
+    print("seed 20261")
+    anchors = anchors_of(config)
+    gt = torch.tensor([[[100.0, 120, 420, 500], [300, 90, 360, 150], [40, 600, 700, 780]] + [[0.0] * 4] * 17])
+    count = torch.tensor([3], dtype=torch.int32)
+    keys = permutations(random, 1, len(anchors))
+    positive, positive_weight, _, negative, negative_weight = RpnTarget(config)(anchors, gt, count, keys)
+    iou = iou_table(anchors, gt[0, :3])
+    best = [iou[:, number].max() for number in range(3)]
+    want, pool = [], []
+    for row in range(len(anchors)):
+        if iou[row].max() >= 0.7 or any(iou[row, number] >= best[number] * (1 - 1e-5) for number in range(3)):
+            want.append(row)
+        elif iou[row].max() < 0.3:
+            pool.append(row)
+    want = lowest_keys(want, keys[0], 128)
+    assert positive[positive_weight > 0].tolist() == want and 3 <= len(want) <= 128
+    assert negative[negative_weight > 0].tolist() == lowest_keys(pool, keys[0], 256 - len(want))
+
+    near = gt[0, random.integers(0, 3, 400)] + torch.from_numpy(random.uniform(-60, 60, (400, 4)).astype(np.float32))
+    proposals = torch.cat([near, some_boxes(random, 1600) * 10])[None]
+    keys = permutations(random, 1, 2020)
+    classes = torch.tensor([[7, 3, 20] + [0] * 17], dtype=torch.int32)
+    rois, labels, deltas, weight, foreground = ProposalTarget(config)(
+        proposals, torch.tensor([2000], dtype=torch.int32), gt, classes, count, keys)
+    candidates = torch.cat([proposals[0], gt[0]])
+    iou = iou_table(candidates, gt[0, :3])
+    exists = [*range(2000), *range(2000, 2003)]
+    chosen = lowest_keys([row for row in exists if iou[row].max() >= 0.5], keys[0], 64)
+    chosen += lowest_keys([row for row in exists if 0 <= iou[row].max() < 0.5], keys[0], 256 - len(chosen))
+    assert weight.sum() == 256 and foreground.sum() == 64
+    torch.testing.assert_close(rois[0], candidates[chosen])
+    for place, row in enumerate(chosen[:64]):
+        matched = int(iou[row].argmax())
+        assert labels[0, place] == [7, 3, 20][matched]
+        mine, its = candidates[row].tolist(), gt[0, matched].tolist()
+        width, height = mine[2] - mine[0], mine[3] - mine[1]
+        wanted = [((its[0] + its[2]) / 2 - (mine[0] + mine[2]) / 2) / width / 0.1,
+                  ((its[1] + its[3]) / 2 - (mine[1] + mine[3]) / 2) / height / 0.1,
+                  math.log((its[2] - its[0]) / width) / 0.2, math.log((its[3] - its[1]) / height) / 0.2]
+        assert deltas[0, place].tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+    assert not labels[0, 64:].any()
 
 
 def test_other_keys_choose_other_anchors_and_the_same_keys_the_same():
