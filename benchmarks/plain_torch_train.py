@@ -30,6 +30,7 @@ from export.network.detector import (
     input_signature,
     trainable_names,
 )
+from export.weights import assign_state, read_safetensors
 from popdet.config import Config, TrainConfig, load_config
 from popdet.data import evaluation_records, training_records
 
@@ -115,6 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("-c", "--config", required=True)
     parser.add_argument("-o", "--override", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--start", metavar="FILE", help="begin with these weights: the weights.safetensors of an artifact or a "
+                        "checkpoint; default: those of the export, as popdet train begins with")
     parser.add_argument("--log", type=Path, help="JSON lines, one a step")
     parser.add_argument("--compare", type=Path, help="log.jsonl of a popdet run with the same recipe")
     parser.add_argument("--evaluate", action="store_true", help="AP50 on data.eval_split at the end")
@@ -124,7 +127,10 @@ def main() -> None:
     per_step = config.train.accumulation * config.train.replicas * config.network.train_batch
     rows: List[Dict[str, float]] = []
     began = time.perf_counter()
-    network = build_detector(config.network, training=True).to(arguments.device).train()
+    network = build_detector(config.network, training=True)
+    if arguments.start:
+        assign_state(network, read_safetensors(arguments.start), arguments.start)
+    network.to(arguments.device).train()
     for step, losses in train(network, config, arguments.device):
         rows.append({"step": step, **losses})
         if arguments.log:
