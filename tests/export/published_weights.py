@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from export.weights_convert import convert
+
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 PIXEL_STD = 58.0  # of caffe's inputs; torchvision's have 1
 
@@ -121,3 +123,28 @@ def _python2(value: object) -> bytes:
     made = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + _python2((0,)) + _python2("b") + b"tR"
     data = _python2(value.tobytes().decode("latin-1"))
     return made + b"(" + _python2(1) + _python2(value.shape) + dtype + b"\x89" + data + b"tb"
+
+
+def torch_file(path, state, **options):
+    torch.save(state, path, **options)
+    return str(path)
+
+
+def body_of(state):
+    """No layer4 and no classifier: a small resnet18 for tests about other things."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(("layer4", "fc"))}
+
+
+def converted(tmp_path, source, **options):
+    """(the conversion, path of the file it wrote)"""
+    made = convert(source, **options)
+    out = tmp_path / "converted.safetensors"
+    made.save(out)
+    return made, str(out)
+
+
+def with_gain(state, gain):
+    """The state with the median gain of its first convolution set."""
+    made = body_of(state)
+    norms = made["conv1.weight"].flatten(1).norm(dim=1) * made["bn1.weight"] / (made["bn1.running_var"] + 1e-5).sqrt()
+    return {**made, "conv1.weight": made["conv1.weight"] * (gain / norms.quantile(0.5))}
