@@ -6,6 +6,7 @@ their order, so the sequence is the same for any number of workers and the memor
 from __future__ import annotations
 
 import collections
+import errno
 import multiprocessing
 import os
 import signal
@@ -22,6 +23,7 @@ from runtime.errors import EnvironmentProblem
 
 Layout = Mapping[str, Tuple[Tuple[int, ...], Any]]  # name -> (shape, dtype)
 Make = Callable[[int], Tuple[Dict[str, np.ndarray], Any]]
+SHARED_MEMORY = "/dev/shm"  # where Linux keeps it; containers often have 64 MiB
 _ALIGNMENT = 64  # bytes
 _make: Optional[Make] = None  # in a worker: what makes a step, set once when the process starts
 
@@ -40,6 +42,7 @@ class WorkerSteps:
         self._pending: Deque[Tuple[Any, shared_memory.SharedMemory]] = collections.deque()
         self._pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start, (make, os.getpid()))
         try:
+            _check_room(min(ahead, len(steps)) * self._size)
             for _ in range(min(ahead, len(steps))):
                 self._slots.append(shared_memory.SharedMemory(create=True, size=self._size))
                 self._submit(self._slots[-1])
@@ -47,7 +50,7 @@ class WorkerSteps:
             self.close()
             raise EnvironmentProblem(
                 f"loader: no shared memory for {ahead} steps of {self._size >> 20} MiB ({error.strerror}); lower "
-                "data.prefetch or data.workers, or enlarge /dev/shm") from error
+                f"data.prefetch or data.workers, enlarge {SHARED_MEMORY}, or set data.workers=0") from error
 
     def __iter__(self) -> Iterator[Tuple[Dict[str, np.ndarray], Any]]:
         return self
@@ -119,6 +122,14 @@ def _work(step: int, slot_name: str, layout: Layout) -> Any:
     finally:
         slot.close()
     return notes
+
+
+def _check_room(size: int) -> None:
+    """A slot beyond what is free would kill the worker that writes to it (SIGBUS), not fail here."""
+    if os.path.isdir(SHARED_MEMORY):
+        found = os.statvfs(SHARED_MEMORY)
+        if found.f_bavail * found.f_frsize < size:
+            raise OSError(errno.ENOSPC, f"{found.f_bavail * found.f_frsize >> 20} MiB are free")
 
 
 def _offsets(layout: Layout) -> Tuple[Dict[str, int], int]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,6 +77,16 @@ def test_a_worker_that_dies_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     assert next(steps)[0]["x"].tolist() == [0, 0, 0]
     with pytest.raises(EnvironmentProblem, match=r"a loader process died .*data\.workers"):
         list(steps)
+
+
+def test_too_little_shared_memory_is_said_and_nothing_stays_behind(
+    records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = shared_memory()
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=1024))
+    with pytest.raises(EnvironmentProblem, match=r"no shared memory for 2 steps .*0 MiB are free.*data\.workers=0"):
+        batches(records, config(), ANCHORS, CANDIDATES, 4, 0, workers=2)
+    assert not children() and shared_memory() <= before
 
 
 PARENT = """
