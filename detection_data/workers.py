@@ -9,6 +9,7 @@ import collections
 import errno
 import multiprocessing
 import os
+import secrets
 import signal
 import threading
 import time
@@ -44,7 +45,8 @@ class WorkerSteps:
         try:
             _check_room(min(ahead, len(steps)) * self._size)
             for _ in range(min(ahead, len(steps))):
-                self._slots.append(shared_memory.SharedMemory(create=True, size=self._size))
+                name = f"popdet-{os.getpid()}-{secrets.token_hex(4)}"
+                self._slots.append(shared_memory.SharedMemory(name, create=True, size=self._size))
                 self._submit(self._slots[-1])
         except OSError as error:
             self.close()

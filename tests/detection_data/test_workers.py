@@ -27,8 +27,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     return eleven_records(tmp_path_factory.mktemp("records"))
 
 
-def shared_memory() -> set:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}
+def shared_memory(pid: int) -> list[str]:
+    return [name for name in os.listdir("/dev/shm") if name.startswith(f"popdet-{pid}-")]
 
 
 def children() -> list[str]:
@@ -50,20 +50,18 @@ def test_the_sequence_is_the_same_for_any_number_of_workers(records: list[Record
 
 
 def test_a_damaged_image_is_named_in_its_turn_and_nothing_stays_behind(tmp_path: Path) -> None:
-    before = shared_memory()
     broken = record(tmp_path, 3, [])
     broken.image_path.write_bytes(broken.image_path.read_bytes()[:-30])
     with pytest.raises(BadInputFile, match=r"3\.png"):
         next(batches([broken], config(), ANCHORS, CANDIDATES, 4, 0, workers=2))
-    assert not children() and shared_memory() <= before
+    assert not children() and not shared_memory(os.getpid())
 
 
 def test_leaving_early_stops_the_processes_and_frees_the_memory(records: list[Record]) -> None:
-    before = shared_memory()
     with batches(records, config(), ANCHORS, CANDIDATES, 10_000, 0, workers=2) as made:
         next(made)
-        assert len(children()) == 2 and len(shared_memory() - before) == 2
-    assert not children() and shared_memory() <= before
+        assert len(children()) == 2 and len(shared_memory(os.getpid())) == 2
+    assert not children() and not shared_memory(os.getpid())
 
 
 def die_at_two(step: int) -> tuple:
@@ -82,11 +80,10 @@ def test_a_worker_that_dies_is_said(capfd: pytest.CaptureFixture[str]) -> None:
 def test_too_little_shared_memory_is_said_and_nothing_stays_behind(
     records: list[Record], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = shared_memory()
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=1024))
     with pytest.raises(EnvironmentProblem, match=r"no shared memory for 2 steps .*0 MiB are free.*data\.workers=0"):
         batches(records, config(), ANCHORS, CANDIDATES, 4, 0, workers=2)
-    assert not children() and shared_memory() <= before
+    assert not children() and not shared_memory(os.getpid())
 
 
 PARENT = """
@@ -106,7 +103,6 @@ if __name__ == "__main__":
 def test_killing_the_trainer_leaves_no_worker_and_no_shared_memory(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT.format(tests=str(Path(__file__).parent), root=str(ROOT), folder=str(tmp_path)))
-    before = shared_memory()
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert parent.stdout is not None and parent.stdout.readline() == "ready\n"
     parent.kill()
@@ -114,7 +110,7 @@ def test_killing_the_trainer_leaves_no_worker_and_no_shared_memory(tmp_path: Pat
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         left = subprocess.run(["ps", "-s", str(parent.pid), "-o", "pid="], capture_output=True, text=True).stdout.split()
-        if not left and shared_memory() <= before:
+        if not left and not shared_memory(parent.pid):
             return
         time.sleep(0.1)
-    raise AssertionError(f"processes {left}, shared memory {shared_memory() - before}")
+    raise AssertionError(f"processes {left}, shared memory {shared_memory(parent.pid)}")
