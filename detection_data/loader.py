@@ -119,7 +119,7 @@ def batches(
     """Iterate over the steps start_step..steps-1; every item is a dict of what one optimizer step consumes.
 
     With acc = train.accumulation, B = network.train_batch, G = network.gt_capacity, A = num_anchors and
-    N = num_candidates (proposals + G):
+    N = num_candidates (A + G):
       image [acc, B, 3, H, W] float32, normalised;
       gt_boxes [acc, B, G, 4] float32 (input pixels, edges; zero rows behind the objects);
       gt_classes [acc, B, G] int32 (1..; 0 behind the objects); gt_count [acc, B] int32;
@@ -133,7 +133,7 @@ def batches(
         raise BadInputFile("the data set has no images; check data.root and the split's list")
     if seed < 0 or start_step < 0:
         raise ConfigError(f"loader: seed {seed} and start step {start_step} must be 0 or more")
-    for name, count in (("anchors", num_anchors), ("RoI candidates", num_candidates)):
+    for name, count in (("anchors", num_anchors), ("RoI keys", num_candidates)):
         if not 0 < count <= _LARGEST_KEY:
             raise ConfigError(f"loader: {count} {name}; the random keys need 1 to {_LARGEST_KEY}")
     maker = StepMaker(records, config, num_anchors, num_candidates, seed)

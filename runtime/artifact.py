@@ -37,7 +37,7 @@ MEANINGS = {
     "gt_classes": "1 + index into `classes`; 0 in rows from `gt_count` on",
     "gt_count": "number of ground-truth boxes per image",
     "rpn_keys": "random permutation of 0..n-1 that orders the anchor boxes for sampling",
-    "roi_keys": "random permutation of 0..n-1 that orders proposals and ground truth for sampling",
+    "roi_keys": "random permutation of 0..n-1 that orders RoIs for sampling: anchor boxes' proposals, then ground truth",
     "loss": "sum of the four losses of this micro-batch",
     "loss_rpn_class": "objectness, mean over the sampled anchor boxes", "loss_rpn_box": "smooth L1 of the RPN's deltas",
     "loss_roi_class": "cross entropy over the sampled RoIs", "loss_roi_box": "smooth L1 of the box head's deltas",

@@ -60,7 +60,7 @@ class InferenceDetector(Detector):
         """image float32 [B, 3, H, W], normalised -> the tensors of INFER_OUTPUTS."""
         features = self.backbone(image)
         logits, deltas = self.rpn(features)
-        proposals, count = self.proposal_layer(logits, deltas, self.anchor_boxes)
+        proposals, _, count = self.proposal_layer(logits, deltas, self.anchor_boxes)
         hidden = self.roi_head(self.roi_align(features, proposals))
         class_logits, box_deltas = self.box_predictor(hidden, image.shape[0])
         found = self.detections(proposals, count, class_logits, box_deltas)
@@ -81,12 +81,12 @@ class TrainingDetector(Detector):
     def forward(self, image: Tensor, gt_boxes: Tensor, gt_classes: Tensor, gt_count: Tensor, rpn_keys: Tensor,
                 roi_keys: Tensor) -> Tuple[Tensor, ...]:
         """image [B, 3, H, W], gt_boxes [B, G, 4] in pixels, gt_classes int32 [B, G] (1..C-1, 0 where padded),
-        gt_count int32 [B], rpn_keys [B, A] and roi_keys [B, P+G] (rows are permutations) -> the tensors of TRAIN_OUTPUTS."""
+        gt_count int32 [B], rpn_keys [B, A] and roi_keys [B, A+G] (rows are permutations) -> the tensors of TRAIN_OUTPUTS."""
         features = self.backbone(image)
         logits, deltas = self.rpn(features)
-        proposals, count = self.proposal_layer(logits, deltas, self.anchor_boxes)
-        rois, labels, targets, weight, foreground = self.proposal_target(proposals, count, gt_boxes, gt_classes, gt_count,
-                                                                         roi_keys)
+        proposals, origin, count = self.proposal_layer(logits, deltas, self.anchor_boxes)
+        rois, labels, targets, weight, foreground = self.proposal_target(proposals, origin, count, gt_boxes, gt_classes,
+                                                                         gt_count, roi_keys)
         rpn_losses = self.rpn_loss(logits, deltas, self.rpn_target(self.anchor_boxes, gt_boxes, gt_count, rpn_keys))
         hidden = self.roi_head(self.roi_align(features, rois))
         class_logits, box_deltas = self.box_predictor(hidden, image.shape[0])
@@ -136,7 +136,7 @@ def input_signature(config: NetworkConfig, training: bool) -> Dict[str, Tuple[to
         "gt_classes": (torch.int32, (batch, capacity)),
         "gt_count": (torch.int32, (batch,)),
         "rpn_keys": (torch.float32, (batch, anchors)),
-        "roi_keys": (torch.float32, (batch, config.rpn_post_nms_train + capacity)),
+        "roi_keys": (torch.float32, (batch, anchors + capacity)),
     }
 
 

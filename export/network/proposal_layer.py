@@ -13,9 +13,9 @@ PRESENT = -20000.0
 
 
 class ProposalLayer(nn.Module):
-    """logits f [B, A], deltas f [B, A, 4], anchors f [A, 4] -> proposals f [B, P, 4], count int32 [B].
+    """logits f [B, A], deltas f [B, A, 4], anchors f [A, 4] -> proposals f [B, P, 4], origin int32 [B, P], count int32 [B].
 
-    Rows from `count` on are zero. No gradient flows through it.
+    origin: the anchor that a proposal comes from. Rows of proposals from `count` on are zero. No gradient flows through it.
     """
 
     def __init__(self, config: NetworkConfig, training: bool):
@@ -26,7 +26,7 @@ class ProposalLayer(nn.Module):
         self.min_size = config.rpn_min_size
         self.image_size = (config.image_height, config.image_width)
 
-    def forward(self, logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, logits: Tensor, deltas: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         logits, deltas = ops.stop_gradient(logits), ops.stop_gradient(deltas)
         scores, index = ops.top_rows(logits, min(self.pre_nms, logits.shape[1]))
         chosen = anchors.index_select(0, index.flatten()).reshape(*index.shape, 4)
@@ -36,6 +36,7 @@ class ProposalLayer(nn.Module):
         scores = torch.where(wide & high, scores, torch.full_like(scores, ABSENT))
         keep = ops.nms(scores, candidates, self.threshold, self.post_nms, PRESENT)
         exists = keep >= 0
-        rows = boxes.gather_rows(candidates, torch.where(exists, keep, 0))
+        kept = torch.where(exists, keep, 0)
+        rows, origin = boxes.gather_rows(candidates, kept), boxes.gather_rows(index, kept)
         present = exists.to(rows.dtype)
-        return rows * present[..., None], present.sum(dim=1).to(torch.int32)
+        return rows * present[..., None], origin, present.sum(dim=1).to(torch.int32)

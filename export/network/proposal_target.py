@@ -10,12 +10,13 @@ from popdet.config import NetworkConfig
 
 
 class ProposalTarget(nn.Module):
-    """proposals f [B, P, 4], count int32 [B], gt_boxes f [B, G, 4], gt_classes int32 [B, G], gt_count int32 [B],
-    keys f [B, P + G] (permutations) -> rois f [B, R, 4], labels int32 [B, R], deltas f [B, R, 4], weight f [B, R],
-    foreground f [B, R].
+    """proposals f [B, P, 4], origin int32 [B, P], count int32 [B], gt_boxes f [B, G, 4], gt_classes int32 [B, G],
+    gt_count int32 [B], keys f [B, A + G] (permutations) -> rois f [B, R, 4], labels int32 [B, R], deltas f [B, R, 4],
+    weight f [B, R], foreground f [B, R].
 
     The ground truth joins the proposals. At most a fraction of the R rows is foreground, background fills the rest;
-    rows that nothing fills have weight 0.
+    rows that nothing fills have weight 0. A proposal's key is that of the anchor it comes from (origin): when rounding
+    swaps or drops one proposal, the others keep their keys and the sample hardly changes.
     """
 
     def __init__(self, config: NetworkConfig):
@@ -26,10 +27,12 @@ class ProposalTarget(nn.Module):
         self.negative_low, self.negative_high = config.roi_negative_iou_low, config.roi_negative_iou_high
         self.stds = config.box_stds
 
-    def forward(self, proposals: Tensor, count: Tensor, gt_boxes: Tensor, gt_classes: Tensor, gt_count: Tensor,
-                keys: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, proposals: Tensor, origin: Tensor, count: Tensor, gt_boxes: Tensor, gt_classes: Tensor,
+                gt_count: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
         candidates = torch.cat([proposals, gt_boxes], dim=1)
-        total = candidates.shape[1]
+        rows, total = candidates.shape[1], keys.shape[1]
+        anchors = total - gt_boxes.shape[1]
+        keys = torch.cat([boxes.gather_rows(keys[:, :anchors], origin), keys[:, anchors:]], dim=1)
         gt_exists = boxes.below(gt_count, gt_boxes.shape[1])
         exists = torch.cat([boxes.below(count, proposals.shape[1]), gt_exists], dim=1)
         iou = boxes.pairwise_iou(candidates, gt_boxes) * gt_exists.to(candidates.dtype)[:, None]
@@ -39,9 +42,9 @@ class ProposalTarget(nn.Module):
 
         # keys below `total` rank the foreground, the next `total` the background, the last the rows to leave out
         rank = torch.where(foreground, keys, torch.where(background, keys + total, keys + 2 * total))
-        last = boxes.smallest(torch.where(foreground, keys, keys + total), min(self.foreground, total))[0][:, -1:]
+        last = boxes.smallest(torch.where(foreground, keys, keys + total), min(self.foreground, rows))[0][:, -1:]
         rank = torch.where(foreground & (keys > last), keys + 2 * total, rank)
-        order, chosen = boxes.smallest(rank, min(self.batch, total))
+        order, chosen = boxes.smallest(rank, min(self.batch, rows))
         weight = (order < 2 * total).to(iou.dtype)
         is_foreground = (order < total).to(iou.dtype)
 

@@ -180,7 +180,7 @@ def test_impossible_arguments_are_refused_at_once(records: list[Record]) -> None
         stream(records, seed=-1)
     with pytest.raises(ConfigError, match="0 anchors"):
         batches(records, config(), 0, CANDIDATES, 1, 0)
-    with pytest.raises(ConfigError, match="16777217 RoI candidates"):
+    with pytest.raises(ConfigError, match="16777217 RoI keys"):
         batches(records, config(), ANCHORS, 16777217, 1, 0)
 
 

@@ -66,7 +66,7 @@ def test_shapes_and_dtypes_are_those_of_the_contract():
         "proposals": ((batch, proposals, 4), torch.float32), "proposal_count": ((batch,), torch.int32),
         "rpn_logits": ((batch, anchors), torch.float32), "rpn_deltas": ((batch, anchors, 4), torch.float32),
         "class_logits": ((batch, proposals, 3), torch.float32), "box_deltas": ((batch, proposals, 8), torch.float32)}
-    assert input_signature(TINY, True)["roi_keys"] == (torch.float32, (2, 12 + 4))
+    assert input_signature(TINY, True)["roi_keys"] == (torch.float32, (2, anchors + 4))
 
 
 def test_detections_are_sorted_inside_the_picture_and_zero_behind_the_count():

@@ -31,6 +31,11 @@ def permutations(random, images, length):
     return torch.from_numpy(np.stack([random.permutation(length) for _ in range(images)]).astype(np.float32))
 
 
+def in_order(count):
+    """The origin of proposals that come from anchors 0, 1, 2 ..."""
+    return torch.arange(count, dtype=torch.int32)[None]
+
+
 def iou_table(first, second):
     return boxes.pairwise_iou(first[None], second[None])[0].numpy()
 
@@ -71,7 +76,7 @@ def test_proposal_target_equals_the_loop(seed, objects, proposals):
     keys = permutations(random, 1, 15)
     counts = [torch.tensor([count], dtype=torch.int32) for count in (proposals, objects)]
     rois, labels, targets, weight, foreground = (
-        output[0] for output in ProposalTarget(CONFIG)(rows, counts[0], gt, classes, counts[1], keys))
+        output[0] for output in ProposalTarget(CONFIG)(rows, in_order(12), counts[0], gt, classes, counts[1], keys))
 
     candidates = torch.cat([rows[0], gt[0]])
     usable = [*range(proposals), *range(12, 12 + objects)]
@@ -114,7 +119,7 @@ def test_the_published_numbers_at_full_size_equal_plain_loops():
     keys = permutations(random, 1, 2020)
     classes = torch.tensor([[7, 3, 20] + [0] * 17], dtype=torch.int32)
     rois, labels, deltas, weight, foreground = ProposalTarget(config)(
-        proposals, torch.tensor([2000], dtype=torch.int32), gt, classes, count, keys)
+        proposals, in_order(2000), torch.tensor([2000], dtype=torch.int32), gt, classes, count, keys)
     candidates = torch.cat([proposals[0], gt[0]])
     iou = iou_table(candidates, gt[0, :3])
     exists = [*range(2000), *range(2000, 2003)]
@@ -132,6 +137,27 @@ def test_the_published_numbers_at_full_size_equal_plain_loops():
                   math.log((its[2] - its[0]) / width) / 0.2, math.log((its[3] - its[1]) / height) / 0.2]
         assert deltas[0, place].tolist() == pytest.approx(wanted, rel=1e-4, abs=1e-4)
     assert not labels[0, 64:].any()
+
+
+def test_a_proposal_keeps_its_key_wherever_it_stands_in_the_list():
+    """Two orders of the same proposals, one of them without the best: the sample is the same but for the one."""
+    random = np.random.default_rng(5)
+    rows, gt = some_boxes(random, 1, 12), some_boxes(random, 1, 3)
+    origin = torch.from_numpy(random.permutation(40)[None, :12].astype(np.int32))
+    classes, count = torch.tensor([[1, 2, 1]], dtype=torch.int32), torch.tensor([3], dtype=torch.int32)
+    arguments = (gt, classes, count, permutations(random, 1, 43))
+    config = dataclasses.replace(CONFIG, roi_batch=15, roi_positive_fraction=1.0)
+
+    def sample(order):
+        target = ProposalTarget(config)
+        padded = torch.cat([rows[:, order], torch.zeros(1, 12 - len(order), 4)], dim=1)
+        origins = torch.cat([origin[:, order], torch.zeros(1, 12 - len(order), dtype=torch.int32)], dim=1)
+        rois, _, _, weight, _ = target(padded, origins, torch.tensor([len(order)], dtype=torch.int32), *arguments)
+        return [tuple(row) for row in rois[0, weight[0] > 0].tolist()]
+
+    whole = sample(list(range(12)))
+    assert len(whole) == 15 and sample(list(random.permutation(12))) == whole
+    assert sample(list(range(1, 12))) == [row for row in whole if row != tuple(rows[0, 0].tolist())]
 
 
 def test_other_keys_choose_other_anchors_and_the_same_keys_the_same():
@@ -207,7 +233,7 @@ def test_fewer_candidates_than_the_batch_shorten_the_sample():
     config = dataclasses.replace(CONFIG, roi_batch=50)
     random = np.random.default_rng(0)
     count = torch.tensor([3], dtype=torch.int32)
-    outputs = ProposalTarget(config)(some_boxes(random, 1, 5), torch.tensor([5], dtype=torch.int32),
+    outputs = ProposalTarget(config)(some_boxes(random, 1, 5), in_order(5), torch.tensor([5], dtype=torch.int32),
                                      some_boxes(random, 1, 3), torch.ones(1, 3, dtype=torch.int32), count,
                                      permutations(random, 1, 8))
     assert outputs[0].shape == (1, 8, 4)
