@@ -11,12 +11,13 @@ import math
 import os
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Dict, List, Sequence, Tuple
 
-from detection_data.records import ON_CORRUPT, Dataset, Record, UnknownClass, clipped_record
+from detection_data.records import Dataset, Record, UnknownClass, check_on_corrupt, clipped_record, collect
 from detection_data.transforms import PathLike, image_size
-from runtime.errors import BadInputFile, ConfigError
+from runtime.errors import BadInputFile
 
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
@@ -60,8 +61,7 @@ def read_coco(root: PathLike, split: str, classes: Sequence[str], on_corrupt: st
     JSON, entries of `images` and `categories`, double ids, a category that is in use but not in `classes`.
     Raises BadInputFile naming the file, the entry and the remedy.
     """
-    if on_corrupt not in ON_CORRUPT:
-        raise ConfigError(f"on_corrupt is '{on_corrupt}', expected one of {', '.join(ON_CORRUPT)}")
+    check_on_corrupt(on_corrupt)
     folder = Path(root)
     path = annotation_file(folder, split)
     tree = _load(path, folder)
@@ -69,23 +69,10 @@ def read_coco(root: PathLike, split: str, classes: Sequence[str], on_corrupt: st
     names = _read_categories(tree, path)
     numbers = {name: number for number, name in enumerate(classes, start=1)}
     _read_annotations(tree, path, images, {key: numbers.get(name, -1) for key, name in names.items()}, names, on_corrupt)
-    records: List[Record] = []
-    degenerate: Dict[str, int] = {}
-    skipped: Dict[str, str] = {}
-    for image_id, image in zip(_image_ids([image.file_name for image in images.values()]), images.values()):
-        try:
-            record, dropped = _make_record(folder, split, path, image_id, image)
-        except BadInputFile as error:
-            if on_corrupt == "fatal":
-                raise
-            skipped[image_id] = str(error)
-            continue
-        records.append(record)
-        if dropped:
-            degenerate[image_id] = dropped
-    found = Dataset(tuple(records), tuple(classes), degenerate, skipped)
-    found.report(f"{folder}, split {split}", f"correct their bbox in {path.name}")
-    return found
+    ids = _image_ids([image.file_name for image in images.values()])
+    made = ((image_id, partial(_make_record, folder, split, path, image_id, image))
+            for image_id, image in zip(ids, images.values()))
+    return collect(made, classes, on_corrupt, f"{folder}, split {split}", f"correct their bbox in {path.name}")
 
 
 def annotation_file(root: PathLike, split: str) -> Path:

@@ -64,8 +64,7 @@ class StepMaker:
 
     def layout(self) -> Dict[str, Tuple[Tuple[int, ...], Any]]:
         """Name -> (shape, dtype) of the arrays of one step, as `batches` describes them."""
-        net, train = self.config.network, self.config.train
-        lead = (train.accumulation, *((train.replicas,) if train.replicas > 1 else ()), net.train_batch)
+        net, lead = self.config.network, (*self.config.train.update_axes, self.config.network.train_batch)
         shapes: Dict[str, Tuple[Tuple[int, ...], Any]] = {
             "image": ((3, net.image_height, net.image_width), np.float32), "gt_boxes": ((net.gt_capacity, 4), np.float32),
             "gt_classes": ((net.gt_capacity,), np.int32), "gt_count": ((), np.int32),

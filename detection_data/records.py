@@ -8,11 +8,11 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, Iterable, Sequence, Tuple
+from typing import Callable, Dict, Iterable, List, Sequence, Tuple
 
 import numpy as np
 
-from runtime.errors import BadInputFile
+from runtime.errors import BadInputFile, ConfigError
 
 ON_CORRUPT = ("fatal", "skip")
 _NAMED = 5  # names in a warning
@@ -86,10 +86,10 @@ class Dataset:
                                f"{next(iter(self.skipped.values()))}")
         if self.degenerate:
             warnings.warn(f"{source}: {sum(self.degenerate.values())} boxes without area were dropped "
-                          f"(images {_first(self.degenerate)}); {remedy}", stacklevel=4)
+                          f"(images {_first(self.degenerate)}); {remedy}", stacklevel=5)
         if self.skipped:
             warnings.warn(f"{source}: {len(self.skipped)} damaged images were left out ({_first(self.skipped)}); "
-                          "restore them, or set data.on_corrupt to fatal to see why", stacklevel=4)
+                          "restore them, or set data.on_corrupt to fatal to see why", stacklevel=5)
 
 
 def _first(names: Iterable[str]) -> str:
@@ -112,3 +112,39 @@ class Detections:
     def empty(cls) -> Detections:
         """No detection at all."""
         return cls(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+
+
+def collect(
+    images: Iterable[Tuple[str, Callable[[], Tuple[Record, int]]]], classes: Sequence[str], on_corrupt: str, source: str,
+    remedy: str,
+) -> Dataset:
+    """A data set of (image id, function that reads it: its record and how many boxes had no area), in their order.
+
+    on_corrupt: "fatal" lets a BadInputFile of a function through, "skip" leaves its image out and keeps the message; an
+    UnknownClass goes through either way. source, remedy: for the warnings of `Dataset.report`.
+    """
+    records: List[Record] = []
+    degenerate: Dict[str, int] = {}
+    skipped: Dict[str, str] = {}
+    for image_id, read in images:
+        try:
+            record, dropped = read()
+        except UnknownClass:
+            raise
+        except BadInputFile as error:
+            if on_corrupt == "fatal":
+                raise
+            skipped[image_id] = str(error)
+            continue
+        records.append(record)
+        if dropped:
+            degenerate[image_id] = dropped
+    found = Dataset(tuple(records), tuple(classes), degenerate, skipped)
+    found.report(source, remedy)
+    return found
+
+
+def check_on_corrupt(on_corrupt: str) -> None:
+    """Raise ConfigError where it is none of ON_CORRUPT."""
+    if on_corrupt not in ON_CORRUPT:
+        raise ConfigError(f"on_corrupt is '{on_corrupt}', expected one of {', '.join(ON_CORRUPT)}")

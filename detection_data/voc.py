@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import os
 import xml.etree.ElementTree as ET
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Dict, List, Optional, Sequence, Tuple
 from xml.parsers import expat
 
-from detection_data.records import ON_CORRUPT, Dataset, Record, UnknownClass, clipped_record
+from detection_data.records import Dataset, Record, UnknownClass, check_on_corrupt, clipped_record, collect
 from detection_data.transforms import PathLike, image_size
-from runtime.errors import BadInputFile, ConfigError
+from runtime.errors import BadInputFile
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 MAX_ANNOTATION_BYTES = 8 << 20  # the largest of VOC is 20 kB; more is not an annotation
@@ -31,34 +32,12 @@ def read_voc(root: PathLike, split: str, classes: Sequence[str], on_corrupt: str
     Raises BadInputFile naming the file and the remedy: a missing list, annotation or image, broken XML, an unknown
     class, an image header that is damaged or whose size contradicts the annotation. The loader decodes the pixels.
     """
-    if on_corrupt not in ON_CORRUPT:
-        raise ConfigError(f"on_corrupt is '{on_corrupt}', expected one of {', '.join(ON_CORRUPT)}")
+    check_on_corrupt(on_corrupt)
     folder = Path(root)
     numbers = {name: number for number, name in enumerate(classes, start=1)}
-    records: List[Record] = []
-    degenerate: Dict[str, int] = {}
-    skipped: Dict[str, str] = {}
-    for image_id in _read_split(folder, split):
-        try:
-            record, dropped = _read_record(folder, image_id, numbers)
-        except UnknownClass:
-            raise
-        except BadInputFile as error:
-            if on_corrupt == "fatal":
-                raise
-            skipped[image_id] = str(error)
-            continue
-        records.append(record)
-        if dropped:
-            degenerate[image_id] = dropped
-    found = Dataset(tuple(records), tuple(classes), degenerate, skipped)
-    found.report(f"{folder}, split {split}", "correct xmin, ymin, xmax, ymax in their annotations")
-    return found
-
-
-def read_split(root: PathLike, split: str, classes: Sequence[str], on_corrupt: str = "fatal") -> List[Record]:
-    """`read_voc` for those who want nothing but the records."""
-    return list(read_voc(root, split, classes, on_corrupt).records)
+    images = ((image_id, partial(_read_record, folder, image_id, numbers)) for image_id in _read_split(folder, split))
+    return collect(images, classes, on_corrupt, f"{folder}, split {split}",
+                   "correct xmin, ymin, xmax, ymax in their annotations")
 
 
 def parse_annotation(path: PathLike) -> ET.Element:

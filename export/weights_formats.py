@@ -187,7 +187,7 @@ def _torch_load(path: str, container: str) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except BadInputFile:
         raise
-    except Exception as error:
+    except Exception as error:  # torch.load raises whatever a damaged file makes its parsers raise
         reason = " ".join(str(error).split())
         named = re.search(r"GLOBAL ([\w.]{1,80})", reason)
         if named:

@@ -137,6 +137,11 @@ class TrainConfig:
     wandb: Optional[str] = None  # project to log to; needs wandb
     executor: str = "eager"  # eager | aot, of the training program on the embedded runtime
 
+    @property
+    def update_axes(self) -> Tuple[int, ...]:
+        """Axes in front of a micro-batch in the inputs of one weight update: [accumulation] [replicas where over 1]."""
+        return (self.accumulation, *((self.replicas,) if self.replicas > 1 else ()))
+
 
 @dataclass(frozen=True)
 class CompareConfig:

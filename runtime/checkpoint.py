@@ -95,7 +95,7 @@ def save_checkpoint(
             shutil.rmtree(str(work), ignore_errors=True)
         best = best_checkpoint(folder)
         for _, old in _existing(folder)[keep:]:
-            if old != best:
+            if best is None or old != best[0]:
                 _remove(old)
     except OSError as error:
         raise EnvironmentProblem(f"{target}: checkpoint cannot be written ({error.strerror or error})") from error
@@ -137,8 +137,8 @@ def latest_checkpoint(
     return None
 
 
-def best_checkpoint(folder: Union[str, Path]) -> Optional[Path]:
-    """The checkpoint with the highest evaluation, the newest among equal ones; None where none was evaluated.
+def best_checkpoint(folder: Union[str, Path]) -> Optional[Tuple[Path, Evaluation]]:
+    """The checkpoint with the highest evaluation, and that; the newest among equal ones; None where none was evaluated.
 
     Only checkpoints with the metric of the newest evaluated one are compared.
     """
@@ -150,7 +150,7 @@ def best_checkpoint(folder: Union[str, Path]) -> Optional[Path]:
             continue
         if evaluation is not None and (not found or evaluation.metric == found[0][1].metric):
             found.append((path, evaluation))
-    return max(found, key=lambda item: item[1].value)[0] if found else None
+    return max(found, key=lambda item: item[1].value) if found else None
 
 
 def _state(path: Path) -> TrainingState:

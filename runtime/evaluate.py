@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
 
-from detection_data.loader import Prefetcher
+from detection_data.prefetch import Prefetcher
 from detection_data.records import Detections, Record
 from detection_data.transforms import Preprocessing, load_image
 from popdet.config import Config

@@ -75,8 +75,7 @@ class TrainingRunner:
     def __init__(self, artifact: Artifact, graph: GraphSpec, session: Any, train: TrainConfig) -> None:
         self.artifact, self.graph, self.session, self.train = artifact, graph, session, train
         self.learning_rate = train.learning_rate
-        self.lead = (*((train.batches_per_step,) if train.batches_per_step > 1 else ()), train.accumulation,
-                     *((train.replicas,) if train.replicas > 1 else ()))
+        self.lead = (*((train.batches_per_step,) if train.batches_per_step > 1 else ()), *train.update_axes)
         self._anchors = session.initAnchorArrays()
         self._shapes = {name: (*self.lead, *session.getInfo(name).shape()) for name in self._anchors}
         known = set(session.getTensorIds())
@@ -107,15 +106,21 @@ class TrainingRunner:
         with popart_errors("setting the random state"):
             self.session.setRNGState(list(words))
 
+    def read(self) -> Tuple[Arrays, Arrays]:
+        """`weights` and `optimizer_state` in one transfer from the device."""
+        with popart_errors(f"reading weights of {self.graph.file}"):
+            self.session.weightsToHost()
+            self.session.readWeights(load_popart().PyWeightsIO({**self._weights, **self._state}))
+        trained = {name: np.array(array) for name, array in self._weights.items()}
+        return {**self.artifact.weights(), **trained}, {name: np.array(array) for name, array in self._state.items()}
+
     def weights(self) -> Arrays:
         """Every tensor of weights.safetensors, float32; what the training graph does not use keeps the file's value."""
-        self._fetch()
-        return {**self.artifact.weights(), **{name: np.array(array) for name, array in self._weights.items()}}
+        return self.read()[0]
 
     def optimizer_state(self) -> Arrays:
         """The momentum by PopART's tensor id, Accl___<weight>; empty without momentum."""
-        self._fetch()
-        return {name: np.array(array) for name, array in self._state.items()}
+        return self.read()[1]
 
     def load_weights(self, weights: Mapping[str, np.ndarray], state: Optional[Mapping[str, np.ndarray]] = None) -> None:
         """Continue from `weights` (every tensor of the layout) and `state`, as `optimizer_state` returned it.
@@ -160,11 +165,6 @@ class TrainingRunner:
             optimizer = setup.make_optimizer(load_popart(), self.train, learning_rate, list(self._weights))
             self.session.updateOptimizerFromHost(optimizer)
         self.learning_rate = learning_rate
-
-    def _fetch(self) -> None:
-        with popart_errors(f"reading weights of {self.graph.file}"):
-            self.session.weightsToHost()
-            self.session.readWeights(load_popart().PyWeightsIO({**self._weights, **self._state}))
 
     def _fresh_state(self, name: str, weights: Arrays) -> np.ndarray:
         # PopART's combined form keeps v + weight_decay * w in Accl___w, so where it starts depends on the weights.

@@ -11,6 +11,7 @@ from popdet.config import Config
 from runtime.artifact import Artifact
 from runtime.manifest import GraphSpec
 from runtime.session import LOSS, open_inference, open_training
+from runtime.train import device_calls
 
 Source = Iterator[Mapping[str, np.ndarray]]
 KEYS = ("rpn_keys", "roi_keys")
@@ -53,20 +54,18 @@ def training_throughput(
     """
     began = time.perf_counter()
     runner = open_training(artifact, config.train, anchors=[LOSS], trust_compiled=trust_compiled, on_message=on_message)
-    lead = (config.train.accumulation, *((config.train.replicas,) if config.train.replicas > 1 else ()))
-    source = batches(0) if batches is not None else _repeat(_random_inputs(runner.graph, lead))
-    updates = config.train.batches_per_step
+    source = batches(0) if batches is not None else _repeat(_random_inputs(runner.graph, config.train.update_axes))
+    calls = device_calls(source, config.train.batches_per_step)
+    marks: List[float] = []
 
     def step() -> None:
-        held = [next(source) for _ in range(updates)]
+        batch = next(calls)
         marks.append(time.perf_counter())
-        names = [spec.name for spec in runner.graph.inputs]
-        runner.step({name: np.stack([batch[name] for batch in held]) if updates > 1 else held[0][name] for name in names})
+        runner.step({spec.name: batch[spec.name] for spec in runner.graph.inputs})
 
-    marks: List[float] = []
     try:
         return _measure("train", "loader" if batches is not None else "synthetic", step, marks, steps, warmup,
-                        runner.images * updates, began)
+                        runner.images * config.train.batches_per_step, began)
     finally:
         getattr(source, "close", lambda: None)()
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from popdet.config import Config, TrainConfig
 from runtime.artifact import Artifact
-from runtime.checkpoint import Checkpoint, Evaluation, TrainingState, best_checkpoint, read_state, save_checkpoint
+from runtime.checkpoint import Checkpoint, Evaluation, TrainingState, best_checkpoint, save_checkpoint
 from runtime.errors import ConfigError
 from runtime.session import LOSS, TrainingRunner, open_training
 from runtime.train_log import TrainLog
@@ -78,7 +78,7 @@ def train(
     step, saved = _restore(runner, start)
     losses: List[float] = []
     began, source = time.perf_counter(), batches(step)
-    calls = _calls(source, recipe.batches_per_step)
+    calls = device_calls(source, recipe.batches_per_step)
     with _closing(source), TrainLog(run, recipe, runner.images, step, on_message, bar) as log, \
             finish_on_interrupt(log.message) as interrupted:
         for batch in calls:
@@ -103,11 +103,11 @@ def train(
             log.message(f"the data ended at step {step} of {recipe.steps}")
         seconds = time.perf_counter() - began
     trained = artifact.replace_weights(runner.weights(), trained_steps=step)
-    best, value = _best(run)
+    best = best_checkpoint(run / CHECKPOINTS)
     return TrainResult(
         str(trained.directory), step, losses[0], losses[-1], seconds, runner.images * len(losses) / seconds,
         interrupted.is_set(), str(saved), getattr(source, "wait_seconds", 0.0) / seconds,
-        source.counts() if hasattr(source, "counts") else {}, best, value)
+        source.counts() if hasattr(source, "counts") else {}, *((str(best[0]), best[1].value) if best else ()))
 
 
 def learning_rate(recipe: TrainConfig, step: int) -> float:
@@ -132,7 +132,7 @@ def _restore(runner: TrainingRunner, start: Optional[Checkpoint]) -> Tuple[int, 
 def _save(
     run: Path, step: int, runner: TrainingRunner, config: Config, log: TrainLog, evaluate: Optional[Evaluate]
 ) -> Path:
-    go_on, weights = log.pause(), runner.weights()
+    go_on, (weights, momentum) = log.pause(), runner.read()
     evaluation = evaluate(weights) if evaluate is not None else None
     if evaluation is not None:
         log.event(step, {f"eval_{evaluation.metric}_ap50": evaluation.value})
@@ -140,16 +140,10 @@ def _save(
     state = TrainingState(
         step, runner.learning_rate, runner.random_state(), evaluation,
         {"artifact": config.name, "train": asdict(config.train), "data_order": data_order(config)})
-    path = save_checkpoint(run / CHECKPOINTS, state, runner.artifact.layout(), weights, runner.optimizer_state(),
+    path = save_checkpoint(run / CHECKPOINTS, state, runner.artifact.layout(), weights, momentum,
                            config.train.keep_checkpoints)
     go_on()
     return path
-
-
-def _best(run: Path) -> Tuple[Optional[str], Optional[float]]:
-    path = best_checkpoint(run / CHECKPOINTS)
-    evaluation = read_state(path).evaluation if path is not None else None
-    return (str(path), evaluation.value) if evaluation is not None else (None, None)
 
 
 def _check_step_counts(recipe: TrainConfig) -> None:
@@ -162,7 +156,7 @@ def _due(step: int, recipe: TrainConfig, every: int) -> bool:
     return step >= recipe.steps or step // every > (step - recipe.batches_per_step) // every
 
 
-def _calls(source: Iterator[Mapping[str, np.ndarray]], updates: int) -> Iterator[Mapping[str, np.ndarray]]:
+def device_calls(source: Iterator[Mapping[str, np.ndarray]], updates: int) -> Iterator[Mapping[str, np.ndarray]]:
     """What one call of the device takes: the batches of `updates` weight updates, stacked where there are several."""
     if updates == 1:
         yield from source

@@ -16,11 +16,11 @@ from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
 
 from popdet.config import TrainConfig
 from runtime.errors import EnvironmentProblem
+from runtime.session import LOSS
 
 Message = Callable[[str], None]
 LOG = "log.jsonl"
 WINDOW = 20  # steps that the printed loss is the median of
-LOSS = "loss"
 
 
 @dataclass(frozen=True)

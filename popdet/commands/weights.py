@@ -93,12 +93,11 @@ def from_onnx_command(source: Path, artifact: Path, step: Optional[int], as_json
     runner, config = _training(opened), opened.config
     runner.load_onnx(source)
     number = opened.trained_steps if step is None else step
-    weights, directory = runner.weights(), opened.directory.resolve()
+    (weights, momentum), directory = runner.read(), opened.directory.resolve()
     state = TrainingState(number, learning_rate(config.train, number),
                           extra={"artifact": opened.name, "data_order": data_order(config)})
     run = directory.with_name(f"{directory.name}.train")
-    saved = save_checkpoint(run / CHECKPOINTS, state, opened.layout(), weights, runner.optimizer_state(),
-                            config.train.keep_checkpoints)
+    saved = save_checkpoint(run / CHECKPOINTS, state, opened.layout(), weights, momentum, config.train.keep_checkpoints)
     opened.replace_weights(weights, trained_steps=number)
     report = {"source": str(source), "artifact": str(artifact), "step": number, "checkpoint": str(saved)}
     emit(report, as_json, f"{artifact}: has the weights of {source}, step {number}\ncheckpoint {saved}")

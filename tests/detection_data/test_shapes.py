@@ -11,7 +11,7 @@ import pytest
 
 from detection_data import shapes
 from detection_data.transforms import load_image
-from detection_data.voc import read_split
+from detection_data.voc import read_voc
 from popdet.config import Config, DataConfig, NetworkConfig
 from runtime.errors import BadInputFile, ConfigError, EnvironmentProblem
 
@@ -37,7 +37,7 @@ def test_a_larger_set_begins_with_the_smaller_one(tmp_path: Path) -> None:
 
 def test_layout_reads_as_voc_and_boxes_fit(tmp_path: Path) -> None:
     root = shapes.generate(tmp_path / "set", 60, 20, (96, 128))
-    train, held_out = (read_split(root, split, shapes.CLASSES) for split in ("train", "val"))
+    train, held_out = (read_voc(root, split, shapes.CLASSES).records for split in ("train", "val"))
     assert (len(train), len(held_out)) == (60, 20)
     assert not {record.image_id for record in train} & {record.image_id for record in held_out}
     assert {(record.width, record.height) for record in train} == {(128, 96)}
@@ -147,7 +147,7 @@ def test_a_config_of_kind_shapes_is_served_at_its_input_size(tmp_path: Path) -> 
                       shapes_train=3, shapes_eval=2)
     config = Config(network=network, data=data)
     root = shapes.ensure(config)
-    records = read_split(root, "check", network.classes)
+    records = read_voc(root, "check", network.classes).records
     assert [(record.width, record.height) for record in records] == [(96, 64)] * 2
     with pytest.raises(ConfigError, match=r"network\.classes lacks 'circle'"):
         shapes.ensure(dataclasses.replace(config, network=NetworkConfig()))

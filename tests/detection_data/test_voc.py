@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from detection_data.transforms import load_image
-from detection_data.voc import read_split, read_voc
+from detection_data.voc import read_voc
 from popdet.config import VOC_CLASSES
 from runtime.errors import BadInputFile, ConfigError
 
@@ -31,7 +31,7 @@ def one(name: str = "cat", box: tuple = (1, 1, 10, 10), difficult: int = 0) -> s
 
 def test_boxes_become_half_open_edges(tmp_path: Path) -> None:
     root = make_set(tmp_path, one("dog", (1, 2, 40, 30)) + one("cat", (5.5, 6, 7, 8), 1))
-    (record,) = read_split(root, "train", ("cat", "dog"))
+    (record,) = read_voc(root, "train", ("cat", "dog")).records
     assert record.boxes.tolist() == [[0, 1, 40, 30], [4.5, 5, 7, 8]]
     assert record.classes.tolist() == [2, 1] and record.difficult.tolist() == [False, True]
     assert (record.image_id, record.width, record.height, record.image_path.name) == ("a", 40, 30, "a.jpg")
@@ -39,7 +39,7 @@ def test_boxes_become_half_open_edges(tmp_path: Path) -> None:
 
 
 def test_an_image_without_objects_is_ordinary(tmp_path: Path) -> None:
-    (record,) = read_split(make_set(tmp_path), "train", ("cat",))
+    (record,) = read_voc(make_set(tmp_path), "train", ("cat",)).records
     assert record.boxes.shape == (0, 4) and record.classes.shape == (0,) and record.difficult.shape == (0,)
 
 
@@ -55,7 +55,7 @@ def test_boxes_without_area_are_dropped_counted_and_reported(tmp_path: Path) -> 
 def test_a_parts_box_is_not_the_objects(tmp_path: Path) -> None:
     part = "<object><name>cat</name><part><bndbox><xmin>9</xmin><ymin>9</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></part>"
     root = make_set(tmp_path, part + one().replace("<object><name>cat</name>", ""))
-    assert read_split(root, "train", ("cat",))[0].boxes.tolist() == [[0, 0, 10, 10]]
+    assert read_voc(root, "train", ("cat",)).records[0].boxes.tolist() == [[0, 0, 10, 10]]
 
 
 @pytest.mark.parametrize(("objects", "message"), [
@@ -68,7 +68,7 @@ def test_a_parts_box_is_not_the_objects(tmp_path: Path) -> None:
 ])
 def test_a_wrong_annotation_is_named(tmp_path: Path, objects: str, message: str) -> None:
     with pytest.raises(BadInputFile, match=message):
-        read_split(make_set(tmp_path, objects), "train", ("cat",))
+        read_voc(make_set(tmp_path, objects), "train", ("cat",))
 
 
 @pytest.mark.parametrize("content", [
@@ -81,7 +81,7 @@ def test_corrupt_or_dangerous_xml_is_named(tmp_path: Path, content: bytes) -> No
     root = make_set(tmp_path)
     (root / "Annotations" / "a.xml").write_bytes(content)
     with pytest.raises(BadInputFile, match=r"a\.xml"):
-        read_split(root, "train", ("cat",))
+        read_voc(root, "train", ("cat",))
 
 
 @pytest.mark.filterwarnings("ignore:.*without area")
@@ -97,7 +97,7 @@ def test_damaged_annotations_never_escape_as_another_error(tmp_path: Path) -> No
             broken[place : place + int(rng.integers(0, 3))] = rng.bytes(int(rng.integers(0, 3)))
         path.write_bytes(bytes(broken))
         try:
-            read_split(root, "train", ("cat", "dog"))
+            read_voc(root, "train", ("cat", "dog"))
         except BadInputFile as error:
             assert "a.xml" in str(error)
             refused += 1
@@ -106,16 +106,16 @@ def test_damaged_annotations_never_escape_as_another_error(tmp_path: Path) -> No
 
 def test_missing_files_are_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(BadInputFile, match=r"no such folder; set data\.root"):
-        read_split(tmp_path / "nowhere", "train", ("cat",))
+        read_voc(tmp_path / "nowhere", "train", ("cat",))
     root = make_set(tmp_path)
     with pytest.raises(BadInputFile, match=r"test\.txt: no such list of images; splits that exist: train"):
-        read_split(root, "test", ("cat",))
+        read_voc(root, "test", ("cat",))
     (root / "JPEGImages" / "a.jpg").unlink()
     with pytest.raises(BadInputFile, match=r"a\.jpg: no such image"):
-        read_split(root, "train", ("cat",))
+        read_voc(root, "train", ("cat",))
     (root / "Annotations" / "a.xml").unlink()
     with pytest.raises(BadInputFile, match=r"a\.xml: no such annotation"):
-        read_split(root, "train", ("cat",))
+        read_voc(root, "train", ("cat",))
 
 
 @pytest.mark.parametrize(("lines", "message"), [("", "lists no image"), ("a\na\n", "lists 'a' twice")])
@@ -123,28 +123,28 @@ def test_an_unusable_list_is_named(tmp_path: Path, lines: str, message: str) -> 
     root = make_set(tmp_path)
     (root / "ImageSets" / "Main" / "train.txt").write_text(lines)
     with pytest.raises(BadInputFile, match=rf"train\.txt: {message}"):
-        read_split(root, "train", ("cat",))
+        read_voc(root, "train", ("cat",))
 
 
 def test_a_damaged_image_header_is_named(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     (root / "JPEGImages" / "a.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(BadInputFile, match=r"a\.jpg"):
-        read_split(root, "train", ("cat",))
+        read_voc(root, "train", ("cat",))
 
 
 def test_an_annotation_of_another_size_is_refused_and_an_unstated_one_accepted(tmp_path: Path) -> None:
     with pytest.raises(BadInputFile, match=r"a\.xml: written for 80x60 pixels, but a\.jpg has 40x30"):
-        read_split(make_set(tmp_path, size="<size><width>80</width><height>60</height></size>"), "train", ("cat",))
+        read_voc(make_set(tmp_path, size="<size><width>80</width><height>60</height></size>"), "train", ("cat",))
     root = make_set(tmp_path, size="<size><width>0</width><height>0</height></size>")
-    assert read_split(root, "train", ("cat",))[0].width == 40
+    assert read_voc(root, "train", ("cat",)).records[0].width == 40
 
 
 def test_png_images_are_found(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     Image.new("RGB", (40, 30)).save(root / "JPEGImages" / "a.png")
     (root / "JPEGImages" / "a.jpg").unlink()
-    assert read_split(root, "train", ("cat",))[0].image_path.name == "a.png"
+    assert read_voc(root, "train", ("cat",)).records[0].image_path.name == "a.png"
 
 
 @pytest.mark.parametrize(("folder", "split", "classes", "images", "objects", "difficult"), [
@@ -189,7 +189,7 @@ def test_damaged_images_are_skipped_counted_and_reported_once(tmp_path: Path) ->
     assert len(caught) == 1 and [record.image_id for record in found.records] == ["b"]
     assert list(found.skipped) == ["a", "c"] and "a.xml: not valid XML" in found.skipped["a"] and "c.jpg" in found.skipped["c"]
     with pytest.warns(UserWarning):
-        assert len(read_split(root, "train", ("cat",), "skip")) == 1
+        assert len(read_voc(root, "train", ("cat",), "skip").records) == 1
 
 
 def test_more_than_five_damaged_images_are_named_in_part(tmp_path: Path) -> None:
@@ -218,14 +218,14 @@ def test_a_list_never_leads_out_of_the_set(tmp_path: Path, name: str) -> None:
     root = make_set(tmp_path)
     (root / "ImageSets" / "Main" / "train.txt").write_text(name + "\n")
     with pytest.raises(BadInputFile, match=r"train\.txt: lists .* which leads out of the data set"):
-        read_split(root, "train", ("cat",))
+        read_voc(root, "train", ("cat",))
 
 
 def test_a_name_that_no_file_can_have_is_named(tmp_path: Path) -> None:
     root = make_set(tmp_path)
     (root / "ImageSets" / "Main" / "train.txt").write_text("x" * 5000 + "\n")
     with pytest.raises(BadInputFile, match=r"xxx\.xml: cannot be read"):
-        read_split(root, "train", ("cat",))
+        read_voc(root, "train", ("cat",))
 
 
 def test_boxes_are_judged_as_the_float32_they_become(tmp_path: Path) -> None:

@@ -2,37 +2,17 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 from cli import run
+from project import Project
 
 NETWORK = {"backbone": "tiny", "classes": ["circle", "square", "triangle"], "image_height": 64, "image_width": 96,
            "train_batch": 1, "frozen_stages": 0, "anchor_sizes": [16, 32], "anchor_ratios": [1.0], "rpn_channels": 16,
            "rpn_pre_nms_train": 40, "rpn_pre_nms_test": 40, "rpn_post_nms_train": 12, "rpn_post_nms_test": 12,
            "rpn_batch": 16, "roi_batch": 8, "roi_size": 7, "max_detections": 6, "gt_capacity": 8}
-
-
-@dataclass(frozen=True)
-class Project:
-    """A config and the `--out` folder that holds its export and its artifact."""
-
-    config: Path
-    out: Path
-
-    @property
-    def options(self) -> tuple[str, ...]:
-        return "-c", str(self.config), "--out", str(self.out)
-
-    @property
-    def artifact(self) -> Path:
-        return self.out / "small"
-
-    @property
-    def reference(self) -> Path:
-        return self.out / "small.export" / "reference.infer.onnx"
 
 
 @pytest.fixture(scope="session")

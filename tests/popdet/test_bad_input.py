@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from bad_files import BAD_FILE, ENVIRONMENT, MISMATCH, USAGE, damaged, flipped, noise, untouched
 from cli import ROOT, Outcome, environment, refused, run, snapshot
-from conftest import Project
 from PIL import Image
+from project import Project
 
 from runtime.weights_file import read_weights, save_tensors
 

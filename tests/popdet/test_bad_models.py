@@ -10,8 +10,8 @@ import onnx
 import pytest
 from bad_files import BAD_FILE, USAGE, damaged, noise, untouched
 from cli import refused, run, snapshot
-from conftest import Project
 from onnx import TensorProto, helper
+from project import Project
 
 
 def _beside_weights(built: Project, tmp_path: Path, data: bytes) -> Path:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from cli import ROOT, environment, run, snapshot
-from conftest import Project
 from PIL import Image
+from project import Project
 
 from runtime.errors import BadInputFile
 

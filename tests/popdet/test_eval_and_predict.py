@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from cli import Outcome, refused, run
-from conftest import Project
 from PIL import Image
+from project import Project
 
 from popdet.config import load_config
 from popdet.data import evaluation_records

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli import refused, run, snapshot
-from conftest import Project
+from project import Project
 
 from runtime.artifact import Artifact
 from runtime.checkpoint import load_checkpoint, read_state

@@ -82,7 +82,7 @@ def test_only_the_newest_and_the_best_stay_and_a_half_written_one_is_invisible(a
     (tmp_path / "c" / ".popdet-step-x").mkdir()
     (tmp_path / "c" / "notes").mkdir()
     assert [name for name in names(tmp_path / "c") if name.startswith("step")] == ["step-000002", "step-000004", "step-000005"]
-    assert best_checkpoint(tmp_path / "c") == tmp_path / "c" / "step-000002"
+    assert best_checkpoint(tmp_path / "c") == (tmp_path / "c" / "step-000002", Evaluation("voc07", 0.8))
     found = latest_checkpoint(tmp_path / "c", artifact.layout())
     assert found is not None and found.step == 5
     assert latest_checkpoint(tmp_path / "absent", artifact.layout()) is None
@@ -173,7 +173,7 @@ def test_a_writer_killed_at_any_system_call_loses_the_newest_checkpoint_at_most(
         assert found is not None and found.step in (3, 4) and not messages, f"killed at call {fatal}"
         survived += found.step == 4
         np.testing.assert_array_equal(found.weights["b.weight"], tiny.weights(seed=found.step)["b.weight"])
-        assert best_checkpoint(folder) == folder / "step-000001"
+        assert best_checkpoint(folder) == (folder / "step-000001", Evaluation("voc07", 0.9))
         save(artifact, folder, 5, 2)  # the next writer clears up
         assert names(folder) == sorted({"step-000001", f"step-{found.step:06d}", "step-000005"})
     assert 0 < survived < total

@@ -243,10 +243,10 @@ def test_outputs_that_no_detector_may_return_are_refused(pictures: list, change:
 
 
 def test_real_ground_truth_as_detections_is_perfect(real_data: Path) -> None:
-    from detection_data.voc import read_split
+    from detection_data.voc import read_voc
     from popdet.config import VOC_CLASSES
 
-    records = read_split(real_data / "voc2007-part/VOC2007", "val", VOC_CLASSES)
+    records = read_voc(real_data / "voc2007-part/VOC2007", "val", VOC_CLASSES).records
     perfect = [Detections(r.boxes, np.linspace(1, 0.5, len(r.classes), dtype=np.float32), r.classes) for r in records]
     for metric in ("voc07", "voc", "coco"):
         result = evaluate(perfect, records, VOC_CLASSES, metric)

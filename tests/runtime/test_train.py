@@ -32,6 +32,14 @@ def artifact(tmp_path: Path) -> Artifact:
     return tiny.make_artifact(tmp_path / "tiny")
 
 
+@pytest.fixture(autouse=True)
+def _usual_interrupts() -> Iterator[None]:
+    """A shell that starts the suite in the background has it ignore Ctrl-C; the tests are about the usual handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def config(**values: Any) -> Config:
     return dataclasses.replace(tiny.config(), train=dataclasses.replace(RECIPE, **values))
 
