@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import active_children
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,12 +32,6 @@ def shared_memory(pid: int) -> list[str]:
     return [name for name in os.listdir("/dev/shm") if name.startswith(f"popdet-{pid}-")]
 
 
-def children() -> list[str]:
-    """Loader processes of this process (not multiprocessing's resource tracker, which stays)."""
-    found = subprocess.run(["ps", "--ppid", str(os.getpid()), "-o", "args="], capture_output=True, text=True).stdout
-    return [line for line in found.splitlines() if "spawn_main" in line]
-
-
 def test_the_sequence_is_the_same_for_any_number_of_workers(records: list[Record]) -> None:
     def sequence(workers: int) -> list[dict]:
         with batches(records, config(**JITTER), ANCHORS, CANDIDATES, 8, 5, 1, prefetch=3, workers=workers) as made:
@@ -54,14 +49,14 @@ def test_a_damaged_image_is_named_in_its_turn_and_nothing_stays_behind(tmp_path:
     broken.image_path.write_bytes(broken.image_path.read_bytes()[:-30])
     with pytest.raises(BadInputFile, match=r"3\.png"):
         next(batches([broken], config(), ANCHORS, CANDIDATES, 4, 0, workers=2))
-    assert not children() and not shared_memory(os.getpid())
+    assert not active_children() and not shared_memory(os.getpid())
 
 
 def test_leaving_early_stops_the_processes_and_frees_the_memory(records: list[Record]) -> None:
     with batches(records, config(), ANCHORS, CANDIDATES, 10_000, 0, workers=2) as made:
         next(made)
-        assert len(children()) == 2 and len(shared_memory(os.getpid())) == 2
-    assert not children() and not shared_memory(os.getpid())
+        assert len(active_children()) == 2 and len(shared_memory(os.getpid())) == 2
+    assert not active_children() and not shared_memory(os.getpid())
 
 
 def die_at_two(step: int) -> tuple:
@@ -83,7 +78,7 @@ def test_too_little_shared_memory_is_said_and_nothing_stays_behind(
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=1024))
     with pytest.raises(EnvironmentProblem, match=r"no shared memory for 2 steps .*0 MiB are free.*data\.workers=0"):
         batches(records, config(), ANCHORS, CANDIDATES, 4, 0, workers=2)
-    assert not children() and not shared_memory(os.getpid())
+    assert not active_children() and not shared_memory(os.getpid())
 
 
 PARENT = """
