@@ -169,7 +169,7 @@ class TrainingRunner:
     def _fresh_state(self, name: str, weights: Arrays) -> np.ndarray:
         # PopART's combined form keeps v + weight_decay * w in Accl___w, so where it starts depends on the weights.
         prefix, weight = name[: name.index("___") + 3], name[name.index("___") + 3 :]
-        decay = self.train.weight_decay if prefix == "Accl___" else 0.0
+        decay = setup.weight_decay_of(self.train, weight) if prefix == "Accl___" else 0.0
         return np.ascontiguousarray(weights[weight] * decay, dtype=self._state[name].dtype)
 
 

@@ -71,10 +71,16 @@ def make_optimizer(popart: ModuleType, train: TrainConfig, learning_rate: float,
         "defaultLearningRate": (learning_rate, False), "defaultMomentum": (train.momentum, True),
         "defaultWeightDecay": (train.weight_decay, True), "lossScaling": (train.loss_scaling, True),
     })
-    for name in weights if train.bias_weight_decay is not None else ():
-        if name.endswith(".bias"):
-            optimizer.insertSpecific(name, {"weightDecay": (train.bias_weight_decay, True)})
+    for name in weights:
+        if weight_decay_of(train, name) != train.weight_decay:
+            optimizer.insertSpecific(name, {"weightDecay": (weight_decay_of(train, name), True)})
     return optimizer
+
+
+def weight_decay_of(train: TrainConfig, weight: str) -> float:
+    """The recipe's weight decay for one weight; biases may have their own."""
+    own = train.bias_weight_decay if weight.endswith(".bias") else None
+    return train.weight_decay if own is None else own
 
 
 def acquire_device(popart: ModuleType, ipus: int) -> Any:

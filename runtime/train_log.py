@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import statistics
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional
 
 from popdet.config import TrainConfig
+from runtime.atomic_io import write_bytes_atomic
 from runtime.errors import EnvironmentProblem
 from runtime.session import LOSS
 
@@ -47,7 +49,7 @@ class TrainLog:
         self.recipe, self.images, self.first_step = recipe, images, first_step
         self._losses: Deque[float] = collections.deque(maxlen=WINDOW)
         self._since, self._steps, self._wait, self._waited = time.perf_counter(), 0, 0.0, 0.0
-        self._sinks: List[Any] = [_JsonLines(run / LOG, fresh=first_step == 0)]
+        self._sinks: List[Any] = [_JsonLines(run / LOG, first_step)]
         if recipe.tensorboard:
             self._sinks.append(_TensorBoard(run / "tensorboard", first_step))
         if recipe.wandb is not None:
@@ -101,10 +103,16 @@ class TrainLog:
 
 
 class _JsonLines:
-    def __init__(self, path: Path, fresh: bool) -> None:
+    """Rows after `first_step` are dropped first: a run that was killed logged steps that its successor makes again."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = open(str(path), "w" if fresh else "a", encoding="utf-8")
+            before = path.read_bytes().splitlines(keepends=True) if first_step and path.exists() else []
+            kept = [line for line in before if _step_of(line) <= first_step]
+            if kept != before or not first_step:
+                write_bytes_atomic(path, kept)
+            self._stream = open(str(path), "a", encoding="utf-8")
         except OSError as error:
             raise EnvironmentProblem(f"{path}: cannot be written ({error.strerror})") from error
 
@@ -114,6 +122,16 @@ class _JsonLines:
 
     def close(self) -> None:
         self._stream.close()
+
+
+def _step_of(line: bytes) -> float:
+    """The step of a row; infinity for one that a crash cut off."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    step = row.get("step") if isinstance(row, dict) and line.endswith(b"\n") else None
+    return step if isinstance(step, int) else math.inf
 
 
 class _TensorBoard:

@@ -92,6 +92,11 @@ def test_biases_can_have_a_weight_decay_of_their_own(tmp_path: Path) -> None:
         for name, value in runner.weights().items():
             _assert_close(value, wanted[name], f"{bias_weight_decay}, {name}")
         ends.append(runner.weights())
+        runner.load_weights(ends[-1])  # starts PopART's v + weight_decay * w afresh
+        for name, state in runner.optimizer_state().items():
+            weight = name[len("Accl___"):]
+            decay = recipe.weight_decay if bias_weight_decay is None or not weight.endswith(".bias") else bias_weight_decay
+            np.testing.assert_allclose(state, decay * ends[-1][weight], rtol=1e-6, err_msg=name)
     assert any(not np.array_equal(array, ends[1][name]) for name, array in ends[0].items() if name.endswith(".bias"))
 
 

@@ -108,6 +108,18 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(artifact: A
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_resumed_log_has_every_step_once(artifact: Artifact, tmp_path: Path) -> None:
+    """A killed run has logged steps after its checkpoint, the last perhaps in part; its successor makes them again."""
+    run, recipe = tmp_path / "run", config(log_every=1)
+    train(artifact, config(log_every=1, steps=4, lr_steps=()), batches, run, on_message=quiet)
+    shutil.rmtree(run / "checkpoints" / "step-000004")
+    with open(run / "log.jsonl", "a") as stream:
+        stream.write('{"step": 1, "lo')
+    train(Artifact.open(artifact.directory), recipe, batches, run, True, quiet)
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [1, 2, 3, 4, 5, 6]
+
+
 def test_a_second_interrupt_stops_at_once(artifact: Artifact, tmp_path: Path) -> None:
     def twice() -> None:
         interrupt()
