@@ -16,6 +16,7 @@ from runtime.errors import GraphError
 
 MODULE_KEY = "popdet.module"
 ROLE_KEY = "popdet.role"
+MOVED_KEY = "popdet.moved_from"  # module path of a node that a pass placed with another module
 STANDARD_DOMAINS = ("", "ai.onnx", None)
 
 
@@ -75,6 +76,10 @@ class Graph:
     def module_of(self, node: gs.Node) -> str:
         """Dotted path of the module that the node comes from, "" when the exporter wrote none."""
         return metadata_of(node).get(MODULE_KEY, "")
+
+    def modules_of(self, node: gs.Node) -> List[str]:
+        """The module that the node is placed with and, where a pass moved it, the one that it comes from; may be empty."""
+        return [path for path in (self.module_of(node), metadata_of(node).get(MOVED_KEY, "")) if path]
 
     def role_of(self, node: gs.Node) -> str:
         """The node's `popdet.role`, for example "stop_gradient"; "" for ordinary nodes."""

@@ -17,6 +17,7 @@ from graph_passes.graph import Graph, is_weight
 from graph_passes.matching import VIEWS
 from graph_passes.pass_manager import GraphPass, PassContext, PassResult
 from graph_passes.presets import all_prefixes, nearest, other_kind_only
+from graph_passes.roi_align_node import COORDINATES_ROLE
 from runtime.errors import GraphError
 
 KEEP_MODULES = ("proposal_layer", "proposal_target", "rpn_target", "rpn_loss", "roi_loss", "total_loss", "detections")
@@ -81,7 +82,7 @@ class _Casts:
 
 def _checked_prefixes(graph: Graph, context: PassContext) -> FrozenSet[str]:
     """compile.keep_float32 and KEEP_MODULES. Raises GraphError for a prefix that no module of either graph has."""
-    known = all_prefixes(filter(None, map(graph.module_of, graph.nodes)))
+    known = all_prefixes(module for node in graph.nodes for module in graph.modules_of(node))
     for prefix in context.compile.keep_float32:
         if prefix not in known and prefix.split(".")[0] not in other_kind_only(context.kind):
             raise GraphError(f"compile.keep_float32: this graph has no module '{prefix}'{nearest(prefix, known)}; name a "
@@ -93,8 +94,9 @@ def _kept_nodes(graph: Graph, prefixes: FrozenSet[str]) -> Set[int]:
     """Ids of the nodes that stay as they are."""
     kept = set()
     for node in graph.nodes:
-        module = graph.module_of(node)
-        if not module or all_prefixes([module]) & prefixes or _is_border(node) or _overflows(graph, node):
+        modules = graph.modules_of(node)
+        if (not modules or all_prefixes(modules) & prefixes or _is_border(node) or _overflows(graph, node)
+                or graph.role_of(node) == COORDINATES_ROLE):
             kept.add(id(node))
         for index in COORDINATES.get((node.domain, node.op), ()):
             kept.update(_movers_behind(node.inputs[index]))

@@ -20,6 +20,8 @@ STANDARD: Tuple[str, ...] = (  # pass name = file name, in the order they run
     "check_static",
     "fold_constants",
     "fold_norms",
+    "drop_unread_samples",
+    "hoist_convs",
     "swap_roi_align",
     "swap_nms",
     "detach_frozen",

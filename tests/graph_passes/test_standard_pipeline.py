@@ -87,8 +87,10 @@ def test_every_pattern_of_the_own_export_is_found(reference, tmp_path, kind):
     model = onnx.load(tmp_path / f"{kind}.onnx", load_external_data=False)
     found = [node.op_type for node in model.graph.node]
     assert found.count("nms") == (2 if kind == "infer" else 1), "one op for both pictures"
-    assert found.count("roiAlign") == 1 and not {"RoiAlign", "NonMaxSuppression"} & set(found)
     changed = {record.name: record.changed for record in report.records}
+    assert not {"RoiAlign", "NonMaxSuppression"} & set(found)
+    assert found.count("roiAlign") == 1 + changed["hoist_convs"], "the first 3x3 convolution keeps the common one"
+    assert changed["hoist_convs"] == 1, "the shortcut's"
     assert changed["fold_norms"] == (20 if kind == "infer" else 5)  # training: conv1 and layer1 are frozen
     assert changed["detach_frozen"] > 0 or kind == "infer"
     assert {(o.domain, o.version) for o in model.opset_import} == {("", 11), ("ai.graphcore", 1)}
