@@ -89,27 +89,31 @@ def _overlap(box, others):
     return torch.where(valid, shared / both, torch.full_like(shared, -1.0))
 
 
-@torch.library.custom_op("popdet_embedded::roi_align", mutates_args=())
+# ROI-Align stays channels-last, in and out: whatever layout comes in, the results are laid out [.., height, width, C] in
+# memory. flexible_layout tells the compiler that inputs need no conversion first.
+@torch.library.custom_op("popdet_embedded::roi_align", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def roi_align(
     features: torch.Tensor, rois: torch.Tensor, height: int, width: int, spatial_scale: float, sampling_ratio: int
 ) -> torch.Tensor:
     """features [B,C,H,W], rois [B,D,4] (x1,y1,x2,y2 in input pixels) float32 -> [B,D,C,height,width], half-pixel."""
     kernels = host_kernels() if features.device.type == "cpu" else None
     if kernels is None:
-        return roi_align_in_torch(features, rois, height, width, spatial_scale, sampling_ratio)
+        out = roi_align_in_torch(features, rois, height, width, spatial_scale, sampling_ratio)
+        return out.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    rows = features.detach().permute(0, 2, 3, 1).contiguous()
     out = kernels.roi_align_forward(
-        features.detach().numpy(), rois.detach().numpy(), height, width, spatial_scale, sampling_ratio,
+        rows.numpy(), rois.detach().numpy(), height, width, spatial_scale, sampling_ratio, channels_last=True,
         threads=torch.get_num_threads(),
     )  # fmt: skip
-    return torch.from_numpy(out)
+    return torch.from_numpy(out).permute(0, 1, 4, 2, 3)
 
 
 @roi_align.register_fake
 def _(features, rois, height, width, spatial_scale, sampling_ratio):
-    return features.new_empty((*rois.shape[:2], features.shape[1], height, width))
+    return features.new_empty((*rois.shape[:2], height, width, features.shape[1])).permute(0, 1, 4, 2, 3)
 
 
-@torch.library.custom_op("popdet_embedded::roi_align_backward", mutates_args=())
+@torch.library.custom_op("popdet_embedded::roi_align_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,))
 def roi_align_backward(
     grad: torch.Tensor, rois: torch.Tensor, feature_height: int, feature_width: int, spatial_scale: float,
     sampling_ratio: int,
@@ -117,17 +121,21 @@ def roi_align_backward(
     """grad [B,D,C,height,width] -> the gradient of the features [B,C,feature_height,feature_width]."""
     kernels = host_kernels() if grad.device.type == "cpu" else None
     if kernels is None:
-        return roi_align_backward_in_torch(grad, rois, feature_height, feature_width, spatial_scale, sampling_ratio)
-    shape = (grad.shape[0], grad.shape[2], feature_height, feature_width)
+        out = roi_align_backward_in_torch(grad, rois, feature_height, feature_width, spatial_scale, sampling_ratio)
+        return out.contiguous(memory_format=torch.channels_last)
+    shape = (grad.shape[0], feature_height, feature_width, grad.shape[2])
+    bins = grad.detach().permute(0, 1, 3, 4, 2).contiguous()
     out = kernels.roi_align_backward(
-        grad.numpy(), rois.numpy(), shape, spatial_scale, sampling_ratio, threads=torch.get_num_threads()
-    )
-    return torch.from_numpy(out)
+        bins.numpy(), rois.numpy(), shape, spatial_scale, sampling_ratio, channels_last=True,
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
 @roi_align_backward.register_fake
 def _(grad, rois, feature_height, feature_width, spatial_scale, sampling_ratio):
-    return grad.new_empty((grad.shape[0], grad.shape[2], feature_height, feature_width))
+    rows = grad.new_empty((grad.shape[0], feature_height, feature_width, grad.shape[2]))
+    return rows.permute(0, 3, 1, 2)
 
 
 def _keep_for_backward(ctx, inputs, output):
