@@ -14,6 +14,33 @@ inline bool nms_row_is_live(T score, const T* box, T score_threshold) {
   return score > score_threshold && box[0] == box[0] && box[1] == box[1] && box[2] == box[2] && box[3] == box[3];
 }
 
+// A box with its corners in order, and its area.
+template <typename C>
+struct OrderedBox {
+  C x_low, y_low, x_high, y_high, area;
+};
+
+template <typename T>
+inline OrderedBox<typename Scalar<T>::Compute> ordered_box(const T* box) {
+  using C = typename Scalar<T>::Compute;
+  const C x1 = Scalar<T>::load(box[0]), y1 = Scalar<T>::load(box[1]);
+  const C x2 = Scalar<T>::load(box[2]), y2 = Scalar<T>::load(box[3]);
+  const C x_low = smaller(x1, x2), y_low = smaller(y1, y2), x_high = larger(x1, x2), y_high = larger(y1, y2);
+  return {x_low, y_low, x_high, y_high, (x_high - x_low) * (y_high - y_low)};
+}
+
+// Is IoU(a, b) > iou_threshold? An overlap of 0 or NaN is never above. onnxruntime also asks whether the areas and the
+// union are positive; a positive overlap implies that, because rounding never reverses an order.
+template <typename C>
+inline bool nms_overlaps(const OrderedBox<C>& a, const OrderedBox<C>& b, C iou_threshold) {
+  const C width = smaller(a.x_high, b.x_high) - larger(a.x_low, b.x_low);
+  const C height = smaller(a.y_high, b.y_high) - larger(a.y_low, b.y_low);
+  const C intersection = width * height;
+  const C both = a.area + b.area - intersection;
+  // & instead of &&: no branches, so the compiler can test a vector of boxes at once.
+  return (width > C(0)) & (height > C(0)) & (intersection > C(0)) & (intersection / both > iou_threshold);
+}
+
 // Kept boxes as five columns of `capacity` values each, in scratch the caller owns (5 * capacity values). Columns,
 // because one candidate meets all kept boxes: the loop over them is the hot one, and it vectorises.
 template <typename T>
@@ -28,45 +55,37 @@ struct KeptBoxes {
       : x_low(scratch), y_low(scratch + capacity), x_high(scratch + 2 * capacity), y_high(scratch + 3 * capacity),
         area(scratch + 4 * capacity) {}
 
-  void set(long at, const T* box) {
-    x_low[at] = smaller(box[0], box[2]);
-    y_low[at] = smaller(box[1], box[3]);
-    x_high[at] = larger(box[0], box[2]);
-    y_high[at] = larger(box[1], box[3]);
-    area[at] = (x_high[at] - x_low[at]) * (y_high[at] - y_low[at]);
+  void set(long at, const OrderedBox<T>& box) {
+    x_low[at] = box.x_low;
+    y_low[at] = box.y_low;
+    x_high[at] = box.x_high;
+    y_high[at] = box.y_high;
+    area[at] = box.area;
   }
-};
 
-// Is IoU(kept box i, kept box j) > iou_threshold? An overlap of 0 or NaN is never above. onnxruntime also asks whether
-// the areas and the union are positive; a positive overlap implies that, because rounding never reverses an order.
-template <typename T>
-inline bool nms_overlaps(const KeptBoxes<T>& boxes, long i, long j, T iou_threshold) {
-  const T width = smaller(boxes.x_high[i], boxes.x_high[j]) - larger(boxes.x_low[i], boxes.x_low[j]);
-  const T height = smaller(boxes.y_high[i], boxes.y_high[j]) - larger(boxes.y_low[i], boxes.y_low[j]);
-  const T intersection = width * height;
-  const T both = boxes.area[i] + boxes.area[j] - intersection;
-  // & instead of &&: no branches, so the compiler can test a vector of boxes at once.
-  return (width > T(0)) & (height > T(0)) & (intersection > T(0)) & (intersection / both > iou_threshold);
-}
+  OrderedBox<T> get(long at) const { return {x_low[at], y_low[at], x_high[at], y_high[at], area[at]}; }
+};
 
 // Keeps at most `max_keep` of the `live` rows listed in `order` (rising rank: best first) and returns how many.
 //   boxes    [rows, 4]         order  [live], row numbers      keep [max_keep], row numbers; the rest is left alone
-//   scratch  5 * (max_keep + 1) values: the kept boxes and, behind them, the candidate
+//   scratch  5 * max_keep values: the kept boxes
 template <typename T>
 inline long nms_greedy(const T* boxes, const int* order, long live, T iou_threshold, long max_keep, T* scratch,
                        int* keep) {
-  KeptBoxes<T> kept(scratch, max_keep + 1);
+  KeptBoxes<T> kept(scratch, max_keep);
   long count = 0;
   for (long rank = 0; rank < live && count < max_keep; ++rank) {
-    kept.set(count, boxes + 4l * order[rank]);
+    const OrderedBox<T> candidate = ordered_box(boxes + 4l * order[rank]);
     bool suppressed = false;
     for (long block = 0; block < count && !suppressed; block += 64) {  // blocks: vectors inside, early exit between
       const long end = smaller(block + 64, count);
       int hits = 0;
-      for (long other = block; other < end; ++other) hits |= nms_overlaps(kept, other, count, iou_threshold);
+      for (long other = block; other < end; ++other) hits |= nms_overlaps(candidate, kept.get(other), iou_threshold);
       suppressed = hits != 0;
     }
-    if (!suppressed) keep[count++] = order[rank];
+    if (suppressed) continue;
+    kept.set(count, candidate);
+    keep[count++] = order[rank];
   }
   return count;
 }
