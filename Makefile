@@ -11,10 +11,10 @@ POPDET  := $(VENV)/bin/popdet
 IPU_OPT := $(if $(IPUS),--ipus $(IPUS),)
 DEMO    := -c configs/shapes-tiny.yaml --out $(OUT)
 
-.PHONY: help setup export compile compare train eval run demo test lint clean
+.PHONY: help setup export compile compare train eval run demo custom-ops test lint clean
 
 help:           ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
 setup: $(STAMP) ## create .venv with the pinned libraries and build the host kernels
 
@@ -52,6 +52,9 @@ demo: setup     ## the whole chain on a tiny detector: export, compile for 4 IPU
 	$(POPDET) compare $(DEMO)
 	$(POPDET) run $(OUT)/shapes-tiny data/shapes-tiny/JPEGImages/val_000003.jpg
 
+custom-ops: setup ## the IPU's ops and codelets, where a Poplar SDK is enabled (elsewhere: says what is missing, code 3)
+	@$(VENV)/bin/python -m custom_ops.popart.build
+
 test: setup     ## lint, types, the Python 3.8 check of the runner side, and the whole suite
 	$(MAKE) --no-print-directory lint
 	$(VENV)/bin/python -m pytest --numprocesses $(JOBS)
@@ -59,7 +62,7 @@ test: setup     ## lint, types, the Python 3.8 check of the runner side, and the
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/vermin --quiet --violations -t=3.8- --no-tips --eval-annotations runtime/*.py detection_data popdet
+	$(VENV)/bin/vermin --quiet --violations -t=3.8- --no-tips --eval-annotations runtime/*.py detection_data popdet custom_ops
 
 clean:          ## remove build outputs (never artifacts or data)
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -195,6 +195,7 @@ def open_inference(
     options = setup.placement_options(popart, graph, config, pipelining=batches_per_step >= graph.depth)
     options.constantWeights = weights is None  # PopART refuses writeWeights on constants
     setup.choose_executor(popart, options, executor or config.executor)
+    setup.register_custom_ops(popart)
     path = artifact.directory.resolve() / graph.file
     with popart_errors(f"opening {path}"), setup.external_data(popart, artifact):
         session = popart.InferenceSession(
@@ -227,6 +228,7 @@ def open_training(
     setup.check_accumulation(graph, config, train)
     names = list(graph.output_names if anchors is None else anchors)
     options = setup.training_options(popart, graph, config, train)
+    setup.register_custom_ops(popart)
     path = artifact.directory.resolve() / graph.file
     weight_names = [tensor.name for tensor in external_tensors(path)]
     with popart_errors(f"opening {path}"), setup.external_data(popart, artifact):

@@ -5,6 +5,7 @@ Written for PopART's API as the SDK has it; only `choose_executor` and `external
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -20,6 +21,16 @@ from runtime.manifest import GraphSpec, TensorSpec
 from runtime.popart_api import is_embedded_module, load_popart
 
 Arrays = Dict[str, np.ndarray]
+
+
+def register_custom_ops(popart: ModuleType) -> None:
+    """Teach the SDK's PopART popdet's own ops, before a session is made; the embedded one knows them.
+
+    The library comes from this user's build of custom_ops/popart and from nowhere else. Raises EnvironmentProblem where it
+    cannot be built or loaded.
+    """
+    if not is_embedded_module(popart):
+        importlib.import_module("custom_ops.popart").load()
 
 
 def placement_options(popart: ModuleType, graph: GraphSpec, config: CompileConfig, pipelining: bool) -> Any:

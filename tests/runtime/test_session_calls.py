@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_artifact as tiny
 
+import custom_ops.popart
 from popdet.config import TrainConfig
 from runtime.artifact import Artifact
 from runtime.errors import ConfigError, EnvironmentProblem, GraphError
@@ -85,6 +86,7 @@ def stand_in() -> Any:
 def sdk(monkeypatch: pytest.MonkeyPatch) -> Any:
     fake = stand_in()
     monkeypatch.setitem(sys.modules, "popart", fake)
+    monkeypatch.setattr(custom_ops.popart, "load", lambda: fake.calls.append(("load custom ops",)))
     return fake
 
 
@@ -107,7 +109,7 @@ def test_inference_of_one_batch_keeps_the_placement_without_a_pipeline(sdk: Any,
     assert session.arguments["deviceInfo"] == "2 IPUs"
     assert session.arguments["fnModel"] == str(artifact.directory / "infer.onnx")
     assert session.cwd == str(artifact.directory) != os.getcwd()  # where the SDK looks for weights.safetensors
-    assert [call[0] for call in sdk.calls[1:]] == ["prepareDevice", "weightsFromHost"]
+    assert [call[0] for call in sdk.calls] == ["load custom ops", "session", "prepareDevice", "weightsFromHost"]
     assert runner.batch == 2 and not runner.pipelined
 
 
