@@ -83,6 +83,26 @@ def test_the_forward_pass_equals_the_eager_one(graph, tensors, forward):
 
 
 @pytest.mark.slow
+def test_a_program_takes_the_threads_of_the_process_that_runs_it(graph, tmp_path):
+    """Compiled by one thread or by two: the same native code, with loops that are parallel."""
+    before, sources = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            program = aot.AotProgram(graph)
+            program.compile(FORWARD)
+            program.save(tmp_path / f"{threads}.pt2")
+            with zipfile.ZipFile(tmp_path / f"{threads}.pt2") as package:
+                (name,) = [name for name in package.namelist() if name.endswith(".kernel.cpp")]
+                lines = map(str.strip, package.read(name).decode().splitlines())
+            sources.append([line for line in lines if line and not line.startswith("//")])  # comments name folders
+    finally:
+        torch.set_num_threads(before)
+    assert sources[0] == sources[1]
+    assert "#pragma omp parallel" in "".join(sources[0]) and "num_threads(" not in "".join(sources[0])
+
+
+@pytest.mark.slow
 def test_weights_are_inputs_and_not_baked_in(graph, tensors, forward):
     weights, inputs = tensors
     other = {name: tensor * 2 for name, tensor in weights.items()}

@@ -34,7 +34,10 @@ _INSTRUCTION_SETS = re.compile(
     r"(s?sse|avx|amx|fma|f16c|bmi|adx|movbe|popcnt|abm|lzcnt|vaes|vpclmul|gfni|sha_ni|neon|asimd|sve|fphp|bf16|i8mm|dotprod)"
 )
 
-_INDUCTOR = {"fallback_random": True}  # random ops draw from torch's generator, as the eager executor does
+_INDUCTOR = {
+    "fallback_random": True,  # random ops draw from torch's generator, as the eager executor does
+    "cpp.dynamic_threads": True,  # as many threads as the process that runs it has, not the one that compiled it
+}
 
 
 class StaleProgram(popart_exception):
