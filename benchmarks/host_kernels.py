@@ -1,23 +1,24 @@
 """Host kernels of the custom ops against onnxruntime's own ops, interleaved: `python benchmarks/host_kernels.py`.
 
-Prints the median time of each side and the ratio (above 1: popdet is faster). Sizes: NMS of 12,000 boxes to 2,000;
-RoI-Align of 256 RoIs on 1024 x 50 x 50 features to 14 x 14, stride 16. onnxruntime has no RoI-Align gradient, so the
-backward pass is set beside its forward pass.
+Sizes: NMS of 12,000 boxes to 2,000; RoI-Align of 256 RoIs on 1024 x 50 x 50 features to 14 x 14, stride 16. onnxruntime
+has no RoI-Align gradient, and torchvision's does not load beside this torch; the peer of forward and backward together is
+torch's grid_sample with one grid of all bins.
 """
+from __future__ import annotations
 
-import os
-import statistics
-import time
-from typing import Callable, Dict
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from onnx import parser
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.interleaved import THREADS, measure, table
 from custom_ops.host import load
 
-THREADS = int(os.environ.get("OMP_NUM_THREADS", "0")) or len(os.sched_getaffinity(0))
 ROUNDS = 15
 ROIS = 256
 
@@ -57,18 +58,6 @@ def clustered_boxes(random: np.random.Generator, count: int) -> np.ndarray:
     return np.concatenate([shaken, random_boxes(random, count - len(shaken))]).astype(np.float32)
 
 
-def medians(sides: Dict[str, Callable[[], object]]) -> Dict[str, float]:
-    """Milliseconds of each side; the sides take turns, so that a busy machine slows all of them alike."""
-    seconds: Dict[str, list] = {name: [] for name in sides}
-    for turn in range(ROUNDS + 2):
-        for name, call in sides.items():
-            start = time.perf_counter()
-            call()
-            if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) * 1e3 for name, values in seconds.items()}
-
-
 def main() -> None:
     kernels = load()
     if kernels is None:
@@ -88,7 +77,7 @@ def main() -> None:
             "onnxruntime": lambda feed=feed: onnx_nms.run(None, feed),
             "popdet": lambda boxes=boxes: kernels.nms(scores, boxes, 0.7, 2000, threads=THREADS),
         }
-        report(f"nms 12000 -> 2000, {label} ({len(reference)} kept)", medians(sides))
+        print(table(f"nms 12000 -> 2000, {label} ({len(reference)} kept)", measure(sides, ROUNDS), "popdet"))
 
     features = random.standard_normal((1, 1024, 50, 50), np.float32)
     pixels = np.ascontiguousarray(features.transpose(0, 2, 3, 1))
@@ -101,22 +90,47 @@ def main() -> None:
     np.testing.assert_allclose(kernels.roi_align_forward(features, rois[None], 14, 14, 0.0625)[0], first, atol=1e-5)
     sizes = dict(height=14, width=14, spatial_scale=0.0625, threads=THREADS)
     back = dict(spatial_scale=0.0625, threads=THREADS)
-    sides = {
+    title = f"roi_align 1024x50x50, {ROIS} rois, 14x14"
+    forward = {
         "onnxruntime": lambda: onnx_align.run(None, feed),
-        "forward": lambda: kernels.roi_align_forward(features, rois[None], **sizes),
-        "forward channels-last": lambda: kernels.roi_align_forward(pixels, rois[None], channels_last=True, **sizes),
-        "backward": lambda: kernels.roi_align_backward(grad, rois[None], features.shape, **back),
-        "backward channels-last": lambda: kernels.roi_align_backward(
-            grad_last, rois[None], pixels.shape, channels_last=True, **back
-        ),
+        "popdet": lambda: kernels.roi_align_forward(pixels, rois[None], channels_last=True, **sizes),
+        "popdet, channels-first": lambda: kernels.roi_align_forward(features, rois[None], **sizes),
     }
-    report(f"roi_align 1024x50x50, {ROIS} rois, 14x14", medians(sides))
+    print(table(f"{title}, forward", measure(forward, ROUNDS), "popdet"))
+    sampled = GridSample(features, rois)
+    np.testing.assert_allclose(sampled.forward().detach().numpy(), first, atol=1e-3)
+
+    def both() -> None:
+        kernels.roi_align_forward(pixels, rois[None], channels_last=True, **sizes)
+        kernels.roi_align_backward(grad_last, rois[None], pixels.shape, channels_last=True, **back)
+
+    def both_first() -> None:
+        kernels.roi_align_forward(features, rois[None], **sizes)
+        kernels.roi_align_backward(grad, rois[None], features.shape, **back)
+
+    sides = {"grid_sample": lambda: sampled.forward().backward(torch.from_numpy(first)), "popdet": both,
+             "popdet, channels-first": both_first}
+    print(table(f"{title}, forward and backward", measure(sides, 5), "popdet"))
 
 
-def report(title: str, times: Dict[str, float]) -> None:
-    print(title)
-    for name, milliseconds in times.items():
-        print(f"  {name:24s} {milliseconds:8.1f} ms   {times['onnxruntime'] / milliseconds:5.2f} x onnxruntime")
+class GridSample:
+    """RoI-Align with one sample a bin as torch.nn.functional.grid_sample: all bins of all RoIs are one tall picture."""
+
+    def __init__(self, features: np.ndarray, rois: np.ndarray) -> None:
+        self.features = torch.from_numpy(features).requires_grad_(True)
+        height, width = features.shape[2:]
+        start, end = torch.from_numpy(rois * 0.0625 - 0.5).split(2, dim=1)
+        at = start[:, None] + (end - start)[:, None] / 14 * (torch.arange(14) + 0.5)[:, None]  # [rois, 14, (x, y)]
+        at = at.clamp(min=0).minimum(torch.tensor([width - 1.0, height - 1.0]))
+        x, y = at.unbind(-1)
+        grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
+        self.grid = ((grid * 2 + 1) / torch.tensor([float(width), float(height)]) - 1).reshape(1, -1, 14, 2)
+        self.count = len(rois)
+
+    def forward(self) -> torch.Tensor:
+        """[rois, C, 14, 14]."""
+        out = torch.nn.functional.grid_sample(self.features, self.grid, align_corners=False)
+        return out.reshape(out.shape[1], self.count, 14, 14).transpose(0, 1)
 
 
 if __name__ == "__main__":
