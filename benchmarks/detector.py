@@ -1,17 +1,18 @@
 """A detector's training step and inference beside plain torch and onnxruntime: `python benchmarks/detector.py [CASE ...]`.
 
 popdet runs the ahead-of-time compiled program of its artifact. The peers, on the same weights and inputs:
-  eager                       the network in plain torch with autograd and torch.optim.SGD
-  eager, channels-last        the same in torch's other memory format
-  eager ..., popdet's kernels the better of both with popdet's C++ ROI-Align and NMS in place of the readable reference
-  torch.compile               with --torch-compile (it compiles for minutes)
-  onnxruntime                 reference.infer.onnx on the CPU
-Random weights and pictures. Prints a table a case; --json FILE keeps the figures. Artifacts are kept in --out.
+  eager                     the network in plain torch with autograd and torch.optim.SGD
+  eager, channels-last      the same in torch's other memory format
+  eager, popdet's kernels   channels-last, with popdet's C++ ROI-Align and NMS in place of the readable reference
+  eager, popdet's memory    that, with malloc keeping freed memory as popdet has it
+  torch.compile             with --torch-compile (it compiles for minutes)
+  onnxruntime               reference.infer.onnx on the CPU
+Every side has a process of its own; they take turns. Random weights and pictures. Prints a table a case; --json FILE keeps
+the figures. Artifacts are kept in --out.
 """
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.interleaved import THREADS, as_json, measure, table
+from benchmarks.interleaved import THREADS, Remote, as_json, measure, table
 from benchmarks.plain_torch_train import make_optimizer
 from export import ops
 from export.network.detector import TRAIN_OUTPUTS, build_detector
@@ -29,6 +30,7 @@ from export.weights import assign_state, read_safetensors
 from popdet import build
 from popdet.config import Config, load_config
 from runtime.artifact import Artifact
+from runtime.popart_api import load_popart
 from runtime.session import open_inference, open_training
 
 MOBILENET = ("configs/voc-mobilenetv2-320.yaml", ("network.roi_batch=64",))
@@ -42,6 +44,14 @@ CASES: Dict[str, Tuple[str, str, Tuple[str, ...], int]] = {  # name -> graph, co
 }
 COMMON = ("compile.ipus=1", "compile.pipelining=false", "compile.executor=eager", "network.weights=null",
           "train.accumulation=1", "train.batches_per_step=1", "train.executor=aot", "train.learning_rate=1.0e-6")
+SIDES = {
+    "train": ("popdet", "eager", "eager, channels-last", "eager, popdet's kernels", "eager, popdet's memory"),
+    "infer": ("popdet", "onnxruntime", "eager, channels-last"),
+}
+load_popart()  # the embedded one: it registers popdet's kernels with torch
+from popart._engine import custom  # noqa: E402, F401
+from popart._engine.host_memory import keep_freed_memory  # noqa: E402
+
 Side = Callable[[], object]
 
 
@@ -65,113 +75,85 @@ def inputs_of(shapes: Dict[str, Tuple[int, ...]], classes: int, seed: int = 0) -
     return made
 
 
-def training_sides(artifact: Artifact, config: Config) -> Dict[str, Side]:
-    """One weight update with a micro-batch: popdet's compiled program, and plain torch."""
-    runner = open_training(artifact, config.train, anchors=["loss"])
-    batch = inputs_of({spec.name: spec.shape for spec in runner.graph.inputs}, config.network.num_classes)
-    step = {name: array.reshape(*runner.lead, *array.shape) for name, array in batch.items()}
-    sides: Dict[str, Side] = {"popdet": lambda: runner.step(step)}
-    for label, layout in (("eager", torch.contiguous_format), ("eager, channels-last", torch.channels_last)):
-        sides[label] = eager_step(artifact, config, batch, layout)
-    return sides
-
-
-def eager_step(artifact: Artifact, config: Config, batch: Dict[str, np.ndarray], layout: torch.memory_format) -> Side:
-    network = plain_network(artifact, config, training=True).to(memory_format=layout).train()
-    optimizer = make_optimizer(network, config)
+def make_side(case: str, label: str, out: Path) -> Side:
+    """What one process measures; the artifact is there already."""
+    torch.set_num_threads(THREADS)
+    config = case_config(case)
+    artifact = Artifact.open(build.artifact_directory(config, out), verify=False)
+    graph = CASES[case][0]
+    specs = artifact.graph(graph).inputs
+    batch = inputs_of({spec.name: spec.shape for spec in specs}, config.network.num_classes)
+    if label == "popdet":
+        return popdet_side(artifact, config, graph, batch)
+    if label == "onnxruntime":
+        return onnxruntime_side(artifact, batch)
+    layout = torch.contiguous_format if label == "eager" else torch.channels_last
+    if label == "eager, popdet's memory":
+        keep_freed_memory()
+    if label in ("eager, popdet's kernels", "eager, popdet's memory"):
+        ops.roi_align, ops.nms = torch.ops.popdet_embedded.roi_align, torch.ops.popdet_embedded.nms
+    network = build_detector(config.network, training=graph == "train")
+    path = str(artifact.directory / "weights.safetensors")
+    assign_state(network, read_safetensors(path), path)
+    network.to(memory_format=layout).train(graph == "train")
     tensors = [torch.from_numpy(array) for array in batch.values()]
     tensors[0] = tensors[0].to(memory_format=layout)
-
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss = network(*tensors)[TRAIN_OUTPUTS.index("loss")]
-        loss.backward()
-        optimizer.step()
-        return float(loss)
-
-    return step
+    if graph == "infer":
+        return lambda: infer_eagerly(network, tensors)
+    optimizer = make_optimizer(network, config)
+    called = torch.compile(network) if label == "torch.compile" else network
+    return lambda: train_eagerly(called, optimizer, tensors)
 
 
-def inference_sides(artifact: Artifact, config: Config) -> Dict[str, Side]:
-    """One micro-batch through popdet's compiled program, onnxruntime and plain torch."""
+def popdet_side(artifact: Artifact, config: Config, graph: str, batch: Dict[str, np.ndarray]) -> Side:
+    if graph == "infer":
+        runner = open_inference(artifact, executor="aot")
+        return lambda: runner.run(batch)
+    trainer = open_training(artifact, config.train, anchors=["loss"])
+    step = {name: array.reshape(*trainer.lead, *array.shape) for name, array in batch.items()}
+    return lambda: trainer.step(step)
+
+
+def onnxruntime_side(artifact: Artifact, batch: Dict[str, np.ndarray]) -> Side:
     import onnxruntime
 
-    runner = open_inference(artifact, executor="aot")
-    feeds = inputs_of({spec.name: spec.shape for spec in runner.graph.inputs}, config.network.num_classes)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = THREADS
     session = onnxruntime.InferenceSession(str(artifact.directory / "reference.infer.onnx"), options,
                                            providers=["CPUExecutionProvider"])
-    network = plain_network(artifact, config, training=False).to(memory_format=torch.channels_last).eval()
-    image = torch.from_numpy(feeds["image"]).to(memory_format=torch.channels_last)
-
-    def eager() -> object:
-        with torch.inference_mode():
-            return network(image)
-
-    return {"popdet": lambda: runner.run(feeds), "onnxruntime": lambda: session.run(None, feeds),
-            "eager, channels-last": eager}
+    return lambda: session.run(None, batch)
 
 
-def plain_network(artifact: Artifact, config: Config, training: bool) -> Any:
-    """The network in plain torch with the artifact's weights."""
-    network = build_detector(config.network, training=training)
-    path = str(artifact.directory / "weights.safetensors")
-    assign_state(network, read_safetensors(path), path)
-    return network
+def train_eagerly(network: Any, optimizer: torch.optim.Optimizer, tensors: List[torch.Tensor]) -> float:
+    """One weight update; returns the loss."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = network(*tensors)[TRAIN_OUTPUTS.index("loss")]
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
 
 
-def with_popdets_kernels(side: Side) -> Side:
-    """`side` with the C++ ROI-Align and NMS of the embedded runtime."""
-    import runtime.embedded.popart  # noqa: F401  registers them
-
-    fast = {"roi_align": torch.ops.popdet_embedded.roi_align, "nms": torch.ops.popdet_embedded.nms}
-
-    def call() -> object:
-        slow = {name: getattr(ops, name) for name in fast}
-        try:
-            for name, function in fast.items():
-                setattr(ops, name, function)
-            return side()
-        finally:
-            for name, function in slow.items():
-                setattr(ops, name, function)
-
-    return call
+def infer_eagerly(network: Any, tensors: List[torch.Tensor]) -> object:
+    with torch.inference_mode():
+        return network(*tensors)
 
 
-def run_case(name: str, out: Path, compiled: bool) -> Dict[str, Any]:
-    graph, path, overrides, rounds = CASES[name]
-    config = load_config(path, [f"name={name}", f"compile.graphs=[{graph}]", *COMMON, *overrides])
+def case_config(case: str) -> Config:
+    graph, path, overrides, _ = CASES[case]
+    return load_config(path, [f"name={case}", f"compile.graphs=[{graph}]", *COMMON, *overrides])
+
+
+def run_case(case: str, out: Path, compiled: bool) -> Dict[str, Any]:
+    config, (graph, _, _, rounds) = case_config(case), CASES[case]
     build.export(config, out)
     build.compile(config, out, lambda text: None)
-    artifact = Artifact.open(build.artifact_directory(config, out))
-    sides = (training_sides if graph == "train" else inference_sides)(artifact, config)
-    for label in [label for label in sides if label.startswith("eager")]:
-        sides[f"{label}, popdet's kernels"] = with_popdets_kernels(sides[label])
-    if compiled and graph == "train":
-        sides["torch.compile"] = compiled_step(artifact, config)
+    labels = [*SIDES[graph], *(["torch.compile"] if compiled and graph == "train" else [])]
+    sides = {label: Remote(make_side, case, label, out) for label in labels}
     timings = measure(sides, rounds)
-    print(table(f"{name}, {THREADS} threads, medians of {rounds} (quartiles)", timings, "popdet"), flush=True)
-    return as_json(name, timings)
-
-
-def compiled_step(artifact: Artifact, config: Config) -> Side:
-    """torch.compile of the training network; its graph breaks are its own."""
-    config = dataclasses.replace(config)
-    network = torch.compile(plain_network(artifact, config, training=True).train())
-    optimizer = make_optimizer(network._orig_mod, config)
-    shapes = {spec.name: spec.shape for spec in artifact.graph("train").inputs}
-    tensors = [torch.from_numpy(array) for array in inputs_of(shapes, config.network.num_classes).values()]
-
-    def step() -> float:
-        optimizer.zero_grad(set_to_none=True)
-        loss = network(*tensors)[TRAIN_OUTPUTS.index("loss")]
-        loss.backward()
-        optimizer.step()
-        return float(loss)
-
-    return step
+    for side in sides.values():
+        side.close()
+    print(table(f"{case}, {THREADS} threads, medians of {rounds} (quartiles)", timings, "popdet"), flush=True)
+    return as_json(case, timings)
 
 
 def main() -> None:
@@ -184,7 +166,6 @@ def main() -> None:
     unknown = [name for name in arguments.cases if name not in CASES]
     if unknown:
         parser.error(f"unknown case '{unknown[0]}'; known: {', '.join(CASES)}")
-    torch.set_num_threads(THREADS)
     report: List[Dict[str, Any]] = [run_case(name, arguments.out, arguments.torch_compile)
                                     for name in arguments.cases or CASES]
     if arguments.json:

@@ -11,6 +11,7 @@ from ..errors import popart_exception, popart_runtime_error, unsupported
 from ..tensorinfo import TensorInfo
 from . import anchors, executable, model_io, shapes
 from .anchor_sources import GRADIENT, Kind, resolve
+from .host_memory import keep_freed_memory
 from .ir import import_model
 from .loss_scaling import AutomaticLossScaling, tracked
 from .pipeline import place
@@ -164,6 +165,7 @@ class SessionCore:
     def prepare(self) -> None:
         """Builds the program; for inference also puts the weights on the device."""
         options = self.options
+        keep_freed_memory()
         options.getAccumulationFactor()
         if options.virtualGraphMode is VirtualGraphMode.Off and self.device_info.numIpus != options.replicas:
             raise popart_exception(

@@ -190,6 +190,22 @@ def where(op, condition, a, b):
     return torch.where(condition, a, b)
 
 
+class _Clip(torch.autograd.Function):
+    """torch's hardtanh, with the gradient read off the result: what comes in need not be kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x, low, high):
+        result = x.clamp(low, high)
+        ctx.save_for_backward(result)
+        ctx.low, ctx.high = low, high
+        return result
+
+    @staticmethod
+    def backward(ctx, grad):
+        (result,) = ctx.saved_tensors
+        return torch.where((result > ctx.low) & (result < ctx.high), grad, torch.zeros_like(grad)), None, None
+
+
 def clip(x, low, high):
     """The gradient is 1 strictly between the bounds and 0 on them, as in torch's relu6 and PopART's ClipGrad."""
     if low is None and high is None:
@@ -197,7 +213,7 @@ def clip(x, low, high):
     if not x.dtype.is_floating_point:
         return torch.clamp(x, min=low, max=high)
     if low is not None and high is not None and low < high:
-        return torch.nn.functional.hardtanh(x, low, high)
+        return _Clip.apply(x, low, high)
     inside = torch.ones_like(x, dtype=torch.bool)
     if low is not None:
         inside = inside & (x > low)
