@@ -23,7 +23,7 @@ from runtime.errors import EnvironmentProblem
 _FOLDER = Path(__file__).resolve().parent
 SOURCE = _FOLDER / "popdet_host.cpp"
 # -ffp-contract=off: fused multiply-adds round once where onnxruntime (x86) rounds twice; this way the bits are equal.
-FLAGS = ("-std=c++14", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-std=c++14", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC", "-fopenmp")
 _BUILD_SECONDS = 300
 
 
@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 def library_path(compiler: str) -> Path:
     """Where the library for this source, this compiler and this CPU belongs, built or not."""
     digest = hashlib.sha256()
-    for source in (SOURCE, *sorted((_FOLDER.parent / "kernels").glob("*.hpp"))):
+    for source in (SOURCE, *sorted(_FOLDER.glob("*.hpp")), *sorted((_FOLDER.parent / "kernels").glob("*.hpp"))):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     digest.update("\0".join((*FLAGS, _compiler_version(compiler), _cpu())).encode())
     return cache_folder() / digest.hexdigest()[:32] / "popdet_host.so"

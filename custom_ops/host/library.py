@@ -18,8 +18,9 @@ import numpy as np
 from custom_ops.schema import NO_SCORE_THRESHOLD, CustomOpError
 from runtime.errors import EnvironmentProblem
 
-ABI = 1
+ABI = 2
 _SUFFIX = {"float32": "f32", "float64": "f64"}
+Bounds = Tuple[float, float]
 _INT, _INT64, _DOUBLE, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 
@@ -67,7 +68,14 @@ class HostKernels:
         nms = (_POINTER, _POINTER, _INT64, _INT64, _DOUBLE, _DOUBLE, _INT64, _INT, _POINTER)
         roi_align = (_POINTER, _POINTER, _POINTER, _DOUBLE, _INT, _INT, _POINTER)
         self._functions: Dict[Tuple[str, str], Callable[..., int]] = {}
-        for name, types in (("nms", nms), ("roi_align_forward", roi_align), ("roi_align_backward", roi_align)):
+        kernels: Dict[str, Tuple[Any, ...]] = {
+            "nms": nms,
+            "roi_align_forward": roi_align,
+            "roi_align_backward": roi_align,
+            "depthwise_forward": (*[_POINTER] * 5, _INT, _POINTER),
+            "depthwise_backward": (*[_POINTER] * 6, _INT, *[_POINTER] * 3),
+        }
+        for name, types in kernels.items():
             for dtype, suffix in _SUFFIX.items():
                 function = self._library[f"popdet_{name}_{suffix}"]
                 function.argtypes = types
@@ -191,6 +199,57 @@ class HostKernels:
         pointers = (grad, rois, grad_features)
         self._roi_align("roi_align_backward", dtype, *pointers, shape, spatial_scale, channels_last, threads)
 
+    def depthwise_forward(
+        self,
+        x: np.ndarray,
+        filters: np.ndarray,
+        bias: np.ndarray,
+        stride: int,
+        before: Bounds,
+        after: Bounds,
+        threads: Optional[int] = None,
+    ) -> np.ndarray:
+        """clip(conv(clip(x, before)) + bias, after): x [B,H,W,C], filters [C,1,3,3], bias [C] -> y [B,h,w,C].
+
+        A 3x3 convolution of each channel by itself, padding 1, stride 1 or 2. Bounds are (low, high), infinite where
+        there is no clip. NaN stays NaN.
+        """
+        dtype = _common_dtype("depthwise", x, filters, bias)
+        y = np.empty(_depthwise_output(x, filters, stride, before, after), x.dtype)
+        if bias.shape != x.shape[3:]:
+            raise CustomOpError(f"depthwise: bias [C] expected, C = {x.shape[3]}, not {bias.shape}")
+        x, filters, bias = np.ascontiguousarray(x), np.ascontiguousarray(filters), np.ascontiguousarray(bias)
+        sizes, bounds = (_INT64 * 5)(*x.shape, stride), (_DOUBLE * 4)(*before, *after)
+        pointers = (x.ctypes.data, filters.ctypes.data, bias.ctypes.data)
+        self._call("depthwise_forward", dtype, *pointers, sizes, bounds, _threads(threads), y.ctypes.data)
+        return y
+
+    def depthwise_backward(
+        self,
+        grad: np.ndarray,
+        y: np.ndarray,
+        x: np.ndarray,
+        filters: np.ndarray,
+        stride: int,
+        before: Bounds,
+        after: Bounds,
+        threads: Optional[int] = None,
+    ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Gradients of x, filters and bias, from that of y and what forward read and gave.
+
+        A clip has the gradient 1 strictly between its bounds, else 0. The same bits for any number of threads.
+        """
+        dtype = _common_dtype("depthwise backward", grad, y, x, filters)
+        expected = _depthwise_output(x, filters, stride, before, after)
+        if grad.shape != expected or y.shape != expected:
+            raise CustomOpError(f"depthwise backward: grad is {grad.shape} and y {y.shape}, not {expected}")
+        arrays = [np.ascontiguousarray(array) for array in (grad, y, x, filters)]
+        made = np.empty(x.shape, x.dtype), np.empty(filters.shape, x.dtype), np.empty(x.shape[3], x.dtype)
+        sizes, bounds = (_INT64 * 5)(*x.shape, stride), (_DOUBLE * 4)(*before, *after)
+        read, written = [array.ctypes.data for array in arrays], [array.ctypes.data for array in made]
+        self._call("depthwise_backward", dtype, *read, sizes, bounds, _threads(threads), *written)
+        return made
+
     def _roi_align(
         self,
         name: str,
@@ -228,6 +287,21 @@ def _roi_align_shape(
     batch, rows, columns, channels = features if channels_last else (features[0], *features[2:], features[1])
     num_rois, roi_columns = rois.shape[1:]
     return RoiAlignShape(batch, channels, rows, columns, num_rois, roi_columns, height, width, sampling_ratio)
+
+
+def _depthwise_output(
+    x: np.ndarray, filters: np.ndarray, stride: int, before: Bounds, after: Bounds
+) -> Tuple[int, int, int, int]:
+    """The shape of y; refuses what the kernel must not be given."""
+    if x.ndim != 4 or filters.shape != (x.shape[3], 1, 3, 3) or min(x.shape[1:]) < 1:
+        raise CustomOpError(f"depthwise: x [B,H,W,C] and filters [C,1,3,3] expected, not {x.shape} and {filters.shape}")
+    if stride not in (1, 2):
+        raise CustomOpError(f"depthwise: stride is {stride}; 1 or 2 is needed")
+    for low, high in (before, after):
+        if not low <= high:
+            raise CustomOpError(f"depthwise: bounds are {low}, {high}; low <= high is needed, and no NaN")
+    batch, height, width, channels = x.shape
+    return batch, (height - 1) // stride + 1, (width - 1) // stride + 1, channels
 
 
 def _threads(wanted: Optional[int]) -> int:

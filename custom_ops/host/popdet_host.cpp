@@ -4,58 +4,24 @@
 // by the caller (custom_ops/host/library.py). Results do not depend on the number of threads: each output value is
 // computed by one thread, in one order.
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
-#include <exception>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "../kernels/nms.hpp"
 #include "../kernels/roi_align.hpp"
+#include "depthwise.hpp"
+#include "parallel.hpp"
 
 namespace {
 
 using popdet::AxisSample;
 using popdet::BilinearSample;
+using popdet::guarded;
+using popdet::parallel_for;
 
 constexpr long kLanes = 32;         // channels that travel together in the packed layout [blocks][pixels][kLanes]
 constexpr long kGradChannels = 64;  // channels-last backward: 50 x 50 pixels of these stay in the level 2 cache
-
-// work(i) for 0 <= i < count, each i once, on up to `threads` threads.
-template <typename Work>
-void parallel_for(long count, int threads, Work work) {
-  std::atomic<long> next{0};
-  std::atomic<bool> failed{false};
-  auto run = [&]() {
-    try {
-      for (long i; (i = next.fetch_add(1)) < count;) work(i);
-    } catch (...) {  // out of memory in a thread must not end the process
-      failed = true;
-      next = count;
-    }
-  };
-  std::vector<std::thread> pool;
-  const long extra = std::min<long>(threads, count) - 1;
-  try {
-    for (long t = 0; t < extra; ++t) pool.emplace_back(run);
-  } catch (...) {
-    // No more threads to be had: those that run, this one included, finish the work.
-  }
-  run();
-  for (auto& thread : pool) thread.join();
-  if (failed) throw std::bad_alloc();
-}
-
-template <typename Function>
-int guarded(Function function) {
-  try {
-    function();
-    return 0;
-  } catch (const std::exception&) {
-    return 1;
-  }
-}
 
 template <typename T>
 void nms_image(const T* scores, const T* boxes, long rows, T iou_threshold, T score_threshold, long max_keep,
@@ -236,6 +202,14 @@ int nms(const T* scores, const T* boxes, int64_t batch, int64_t rows, double iou
   });
 }
 
+// shape: batch, height, width, channels, stride. bounds: low and high before, low and high after.
+template <typename T>
+popdet::Depthwise<T> make_depthwise(const int64_t* shape, const double* bounds) {
+  const auto bound = [&](int i) { return static_cast<T>(bounds[i]); };
+  return {static_cast<long>(shape[0]), static_cast<long>(shape[1]), static_cast<long>(shape[2]),
+          static_cast<long>(shape[3]), static_cast<long>(shape[4]), {bound(0), bound(1)}, {bound(2), bound(3)}};
+}
+
 }  // namespace
 
 // scores [batch, rows], boxes [batch, rows, 4], keep int32 [batch, max_keep].
@@ -253,10 +227,24 @@ int nms(const T* scores, const T* boxes, int64_t batch, int64_t rows, double iou
   int popdet_roi_align_backward_##SUFFIX(const T* grad, const T* rois, const int64_t* shape, double scale,             \
                                          int channels_last, int threads, T* grad_features) {                           \
     return roi_align<T>(grad, rois, shape, scale, channels_last, threads, false, grad_features);                       \
+  }                                                                                                                    \
+  int popdet_depthwise_forward_##SUFFIX(const T* x, const T* filters, const T* bias, const int64_t* shape,             \
+                                        const double* bounds, int threads, T* y) {                                     \
+    return guarded([&]() {                                                                                             \
+      popdet::depthwise_forward(make_depthwise<T>(shape, bounds), x, filters, bias, threads, y);                       \
+    });                                                                                                                \
+  }                                                                                                                    \
+  int popdet_depthwise_backward_##SUFFIX(const T* grad, const T* y, const T* x, const T* filters,                      \
+                                         const int64_t* shape, const double* bounds, int threads, T* grad_x,           \
+                                         T* grad_filters, T* grad_bias) {                                              \
+    return guarded([&]() {                                                                                             \
+      popdet::depthwise_backward(make_depthwise<T>(shape, bounds), grad, y, x, filters, threads, grad_x, grad_filters, \
+                                 grad_bias);                                                                           \
+    });                                                                                                                \
   }
 
 extern "C" {
-int popdet_host_abi() { return 1; }
+int popdet_host_abi() { return 2; }
 POPDET_EXPORT(float, f32)
 POPDET_EXPORT(double, f64)
 }

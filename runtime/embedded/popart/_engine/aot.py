@@ -194,7 +194,7 @@ class _Compiled:
     def __init__(self, path: Path, key: dict[str, Any], graph: Graph, scratch=None):
         import torch
 
-        from . import custom  # noqa: F401  a program calls popdet's custom ops by name
+        from . import custom, depthwise  # noqa: F401  a program calls popdet's custom ops by name
 
         self.path, self.key, self._scratch = path, key, scratch
         weights, inputs = _arguments(graph, key)
@@ -273,7 +273,7 @@ def trace(graph: Graph, key: dict[str, Any]):
     weights, inputs = _arguments(graph, key)
     wanted, grads_of, training = key["wanted"], key["grads_of"], key["kind"] == "step"
     if training:
-        step = step_function(graph, key["loss"], wanted, grads_of)
+        step = step_function(graph, key["loss"], wanted, grads_of, fused=True)
     else:
         forward = forward_function(graph, wanted)
 
@@ -304,7 +304,7 @@ def _own(tensor, arguments):
 def _compile_package(graph, key, path):
     import torch
 
-    from . import custom  # noqa: F401
+    from . import custom, depthwise  # noqa: F401
 
     module, examples = trace(graph, key)
     with torch.no_grad(), warnings.catch_warnings():

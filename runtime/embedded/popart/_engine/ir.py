@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import heapq
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ class Op:
     module: str = ""  # dotted module path, where the exporter left one
     explicit: int = 0  # how many inputs the node lists; those behind are what its subgraphs read from around it
     updates: tuple[tuple[str, str], ...] = ()  # (variable, output that holds its new value)
+    run: Callable | None = None  # in place of the registered lowering: several ops in one (fusion.py)
 
     def attr(self, name: str, default: Any = _REQUIRED) -> Any:
         """The attribute, or `default`; raises naming the op when it is required and absent."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import poplar_application_runtime_error
+from .fusion import fuse
 from .ir import Graph, Op
 from .shapes import device_tensor, fake_like, run_op_in_replicas
 
@@ -71,13 +72,17 @@ class EagerProgram:
 
 def forward_function(graph: Graph, wanted: Sequence[str]) -> Callable:
     """fn(weights, inputs) -> {id: tensor}: what an ahead-of-time compiler traces for inference."""
-    steps = plan(graph, wanted)
+    steps = fuse(graph, plan(graph, wanted), wanted)
     return lambda weights, inputs: run_ops(graph, {**weights, **inputs}, wanted, steps)
 
 
-def step_function(graph: Graph, loss: str, wanted: Sequence[str], grads_of: Sequence[str]) -> Callable:
+def step_function(
+    graph: Graph, loss: str, wanted: Sequence[str], grads_of: Sequence[str], fused: bool = False
+) -> Callable:
     """fn(weights, inputs, seed) -> (outputs, gradients): one micro-batch forward and backward, traceable by make_fx."""
     asked, steps = _training_plan(graph, loss, wanted, grads_of)
+    if fused:
+        steps = fuse(graph, steps, asked)
 
     def step(weights, inputs, seed):
         return differentiate(graph, loss, wanted, grads_of, [weights], [inputs], seed, asked, steps)[0]
