@@ -13,6 +13,7 @@ the figures. Artifacts are kept in --out.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -48,10 +49,6 @@ SIDES = {
     "train": ("popdet", "eager", "eager, channels-last", "eager, popdet's kernels", "eager, popdet's memory"),
     "infer": ("popdet", "onnxruntime", "eager, channels-last"),
 }
-load_popart()  # the embedded one: it registers popdet's kernels with torch
-from popart._engine import custom  # noqa: E402, F401
-from popart._engine.host_memory import keep_freed_memory  # noqa: E402
-
 Side = Callable[[], object]
 
 
@@ -88,9 +85,11 @@ def make_side(case: str, label: str, out: Path) -> Side:
     if label == "onnxruntime":
         return onnxruntime_side(artifact, batch)
     layout = torch.contiguous_format if label == "eager" else torch.channels_last
-    if label == "eager, popdet's memory":
-        keep_freed_memory()
     if label in ("eager, popdet's kernels", "eager, popdet's memory"):
+        engine = f"{load_popart().__name__}._engine"
+        importlib.import_module(f"{engine}.custom")  # registers popdet's kernels with torch
+        if label == "eager, popdet's memory":
+            importlib.import_module(f"{engine}.host_memory").keep_freed_memory()
         ops.roi_align, ops.nms = torch.ops.popdet_embedded.roi_align, torch.ops.popdet_embedded.nms
     network = build_detector(config.network, training=graph == "train")
     path = str(artifact.directory / "weights.safetensors")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from graph_passes.graph import Graph
 from graph_passes.pass_manager import GraphPass, PassContext, PassResult
-from graph_passes.roi_align_node import coarser_rois, pointwise_reader, readers, strided_grid, why_not_coarser
+from graph_passes.roi_align_node import coarser_rois, grid, pointwise_reader, readers, strided_grid, why_not_coarser
 
 
 class DropUnreadSamples(GraphPass):
@@ -30,12 +30,11 @@ class DropUnreadSamples(GraphPass):
                 continue
             stride = strides.pop()
             node.inputs[1] = coarser_rois(graph, node, stride)
-            before = f"{node.attrs.get('output_height', 1)} x {node.attrs.get('output_width', 1)}"
-            node.attrs["output_height"], node.attrs["output_width"] = strided_grid(node, stride)
-            node.outputs[0].shape = [*node.outputs[0].shape[:2], node.attrs["output_height"], node.attrs["output_width"]]
+            before, kept = grid(node), strided_grid(node, stride)
+            node.attrs["output_height"], node.attrs["output_width"] = kept
+            node.outputs[0].shape = [*node.outputs[0].shape[:2], *kept]
             for conv in filter(None, found):
                 conv.node.attrs["strides"] = [1, 1]
-            notes.append(f"{graph.describe(node)}: {before} bins, of which {node.attrs['output_height']} x "
-                         f"{node.attrs['output_width']} are read")
+            notes.append(f"{graph.describe(node)}: {before[0]} x {before[1]} bins, of which {kept[0]} x {kept[1]} are read")
             changed += 1
         return PassResult(changed, notes)

@@ -9,6 +9,7 @@ is then the map instead of the pooled RoIs, and a stage map that names either mo
 """
 from __future__ import annotations
 
+import math
 from typing import Optional, Tuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from graph_passes.pass_manager import GraphPass, PassContext, PassResult
 from graph_passes.roi_align_node import (
     Pointwise,
     coarser_rois,
+    grid,
     pointwise_reader,
     readers,
     strided_grid,
@@ -65,7 +67,7 @@ def why_not(graph: Graph, align: gs.Node, conv: Pointwise, align_remains: bool) 
     rows, columns = strided_grid(align, conv.stride)
     values = rois[0] * rows * columns
     saved = (values - features[0] * features[2] * features[3]) * into * out
-    pooled = values * out - (0 if align_remains else rois[0] * int(np.prod(strided_grid(align, 1))) * into)
+    pooled = values * out - (0 if align_remains else rois[0] * math.prod(grid(align)) * into)
     return ("" if saved > POOLED_VALUE * max(pooled, 0) and saved > 0 else "that would cost more than it saves"), saved
 
 
@@ -78,8 +80,8 @@ def _hoist(graph: Graph, align: gs.Node, conv: Pointwise) -> None:
                       shape=[batch, out, height, width])
     metadata_of(mapped.inputs[0])[MOVED_KEY] = graph.module_of(node)
     rois = align.inputs[1] if conv.stride == 1 else coarser_rois(graph, align, conv.stride)
-    grid = {"output_height": rows, "output_width": columns}
-    pooled = graph.op("RoiAlign", [mapped, rois, align.inputs[2]], node, {**align.attrs, **grid}, dtype=dtype,
+    bins = {"output_height": rows, "output_width": columns}
+    pooled = graph.op("RoiAlign", [mapped, rois, align.inputs[2]], node, {**align.attrs, **bins}, dtype=dtype,
                       shape=[count, out, rows, columns])
     bias: Optional[gs.Tensor] = node.inputs[2] if has_input(node, 2) else None
     if bias is not None:

@@ -41,12 +41,17 @@ def strided_grid(node: gs.Node, stride: int) -> Tuple[int, int]:
     return (rows - 1) // stride + 1, (columns - 1) // stride + 1
 
 
+def is_half_pixel(graph: Graph, node: gs.Node) -> bool:
+    """Whether a RoiAlign has half-pixel coordinates (aligned=True); without the attribute its opset decides."""
+    default = "half_pixel" if graph.opset >= 16 else "output_half_pixel"
+    return node.attrs.get("coordinate_transformation_mode", default) == "half_pixel"
+
+
 def why_not_coarser(graph: Graph, node: gs.Node) -> str:
     """Why every n-th bin of this RoiAlign is no RoiAlign itself; "" where it is one."""
-    default = "half_pixel" if graph.opset >= 16 else "output_half_pixel"
     if node.attrs.get("sampling_ratio", 0) != 1:
         return "its bins average several samples"
-    if node.attrs.get("coordinate_transformation_mode", default) != "half_pixel":
+    if not is_half_pixel(graph, node):
         return "its RoIs are at least one pixel large (output_half_pixel)"
     return "" if shape_of(node.inputs[1]) is not None else "its RoIs have a dynamic shape"
 
@@ -54,8 +59,8 @@ def why_not_coarser(graph: Graph, node: gs.Node) -> str:
 def coarser_rois(graph: Graph, node: gs.Node, stride: int) -> gs.Tensor:
     """RoIs [N, 4] whose `strided_grid` bins have their centres at every `stride`-th bin of `node`, which has one sample a bin.
 
-    With b the size of a bin: x1 <- x1 - (stride - 1) / 2 * b, x2 <- x1 + bins * stride * b. That is linear in the corners,
-    so it is one product with a constant matrix.
+    With b the size of a bin and k bins of the coarser grid: x1' = x1 - (stride - 1) / 2 * b, x2' = x1' + k * stride * b. That
+    is linear in the corners, so it is one product with a constant matrix.
     """
     rows, columns = grid(node)
     coarse_rows, coarse_columns = strided_grid(node, stride)

@@ -17,6 +17,7 @@ from custom_ops.schema import ROI_ALIGN
 from graph_passes.graph import Graph, shape_of
 from graph_passes.matching import VIEWS, known_value, producer
 from graph_passes.pass_manager import GraphPass, PassContext, PassResult
+from graph_passes.roi_align_node import is_half_pixel
 
 
 class SwapRoiAlign(GraphPass):
@@ -40,10 +41,9 @@ class SwapRoiAlign(GraphPass):
 def why_not(graph: Graph, node: gs.Node) -> str:
     """Why this RoiAlign has no exact custom-op form, with the remedy; "" when it has one."""
     attrs = node.attrs
-    half_pixel = "half_pixel" if graph.opset >= 16 else "output_half_pixel"
     if attrs.get("mode", "avg") != "avg":
         return f"mode is '{attrs['mode']}', the IPU op averages; use mode avg"
-    if attrs.get("coordinate_transformation_mode", half_pixel) != "half_pixel":
+    if not is_half_pixel(graph, node):
         return "coordinates are output_half_pixel (aligned=False); build the network with aligned=True"
     if attrs.get("sampling_ratio", 0) < 1:
         return "sampling_ratio is 0 (adaptive: as many samples as the RoI is large); build it with a fixed sampling_ratio"

@@ -41,7 +41,7 @@ void nms_image(const T* scores, const T* boxes, long rows, T iou_threshold, T sc
   std::vector<int> order(ranked.size());
   for (size_t i = 0; i < ranked.size(); ++i) order[i] = ranked[i].row;
   const long reachable = std::min<long>(max_keep, order.size());  // a huge capacity must not ask for a huge scratch
-  std::vector<T> scratch(5 * (reachable + 1));
+  std::vector<T> scratch(5 * reachable);
   const long count = popdet::nms_greedy(boxes, order.data(), static_cast<long>(order.size()), iou_threshold, reachable,
                                         scratch.data(), keep);
   std::fill(keep + count, keep + max_keep, -1);

@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Callable, Dict, List
+from typing import Any, Dict, List
 
 import numpy as np
 import pytest
 import torch
-from chain_config import random_step, small_config
+from chain_config import assert_in_one_of, random_step, small_config
 
 from export.network.detector import TRAIN_OUTPUTS, build_detector, trainable_names
 from popdet import build
@@ -18,9 +18,8 @@ from runtime.session import open_training
 
 RELATIVE = 1e-4
 SEED = 20260
-# Rounding decides at a ReLU's kink, and one such decision moves a bias by more than RELATIVE. Both runs are as far from a
-# float64 one then (of four seeds, popdet's was the nearer one in two and as near in the others), so that where several
-# updates are compared one of these seeds must hold; an error would show in all.
+# For weights after several updates, see assert_in_one_of. Of four seeds tried, popdet's weights were nearer to a float64
+# run's than torch's float32 ones in two and as near in the others.
 SEEDS = (SEED, SEED + 100, SEED + 200)
 
 
@@ -38,19 +37,18 @@ def _loss(network: torch.nn.Module, batch: Dict[str, np.ndarray], micro: int, na
     return dict(zip(TRAIN_OUTPUTS, network(*[torch.from_numpy(batch[name][micro]) for name in names])))["loss"]
 
 
-def _in_one_of(seeds: Any, check: Callable[[int], None]) -> None:
-    failures = []
-    for seed in seeds:
-        try:
-            return check(seed)
-        except AssertionError as error:
-            failures.append(f"seed {seed}: {error}")
-    raise AssertionError("\n".join(failures))
+def _error(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-6))
+
+
+def _excess(found: Dict[str, np.ndarray], wanted: Dict[str, np.ndarray]) -> float:
+    """The worst of the tensors' errors over RELATIVE."""
+    return max(_error(value, wanted[name]) for name, value in found.items()) / RELATIVE
 
 
 def _assert_close(found: np.ndarray, wanted: np.ndarray, what: str) -> None:
-    error = np.abs(found - wanted).max() / max(np.abs(wanted).max(), 1e-6)
-    assert error <= RELATIVE, f"{what}: relative error {error:.2e}"
+    error = _error(found, wanted)
+    assert error <= RELATIVE, f"{what}: relative error {error:.2e} (seed {SEED})"
 
 
 @pytest.mark.parametrize("network", [{}, {"backbone": "resnet18", "frozen_stages": 2, "image_width": 64}],
@@ -93,11 +91,11 @@ def _torch_weights(artifact: Artifact, recipe: TrainConfig, steps: List[Dict[str
 
 def test_biases_can_have_a_weight_decay_of_their_own(tmp_path: Path) -> None:
     artifact = _artifact(tmp_path, 1)
-    _in_one_of(SEEDS, lambda seed: _check_biases(artifact, seed))
+    assert_in_one_of(SEEDS, lambda seed: _check_biases(artifact, seed))
 
 
-def _check_biases(artifact: Artifact, seed: int) -> None:
-    ends = []
+def _check_biases(artifact: Artifact, seed: int) -> float:
+    ends, excess = [], 0.0
     for bias_weight_decay in (0.0, None):
         recipe = dataclasses.replace(artifact.config.train, weight_decay=0.5, bias_weight_decay=bias_weight_decay)
         steps = [random_step(_shapes(artifact), recipe.accumulation, artifact.config.network.num_classes, seed + step)
@@ -106,9 +104,7 @@ def _check_biases(artifact: Artifact, seed: int) -> None:
         for batch in steps:
             runner.set_learning_rate(recipe.learning_rate)
             runner.step(batch)
-        wanted = _torch_weights(artifact, recipe, steps)
-        for name, value in runner.weights().items():
-            _assert_close(value, wanted[name], f"{bias_weight_decay}, {name}")
+        excess = max(excess, _excess(runner.weights(), _torch_weights(artifact, recipe, steps)))
         ends.append(runner.weights())
         runner.load_weights(ends[-1])  # starts PopART's v + weight_decay * w afresh
         for name, state in runner.optimizer_state().items():
@@ -116,6 +112,7 @@ def _check_biases(artifact: Artifact, seed: int) -> None:
             decay = recipe.weight_decay if bias_weight_decay is None or not weight.endswith(".bias") else bias_weight_decay
             np.testing.assert_allclose(state, decay * ends[-1][weight], rtol=1e-6, err_msg=name)
     assert any(not np.array_equal(array, ends[1][name]) for name, array in ends[0].items() if name.endswith(".bias"))
+    return excess
 
 
 @pytest.mark.slow
@@ -127,15 +124,15 @@ def test_weights_after_five_steps_equal_sgd_whatever_the_stages(tmp_path: Path, 
     artifacts = {stages: first if stages == 1 else _artifact(tmp_path, stages) for stages in stage_counts}
     assert all(len(artifact.graph("train").stage_ipus) == stages for stages, artifact in artifacts.items())
 
-    def check(seed: int) -> None:
+    def excess(seed: int) -> float:
         classes = first.config.network.num_classes
         steps = [random_step(_shapes(first), accumulation, classes, seed + step) for step in range(5)]
-        wanted = _torch_weights(first, recipe, steps)
-        for stages, artifact in artifacts.items():
+        wanted, worst = _torch_weights(first, recipe, steps), 0.0
+        for artifact in artifacts.values():
             runner = open_training(artifact, recipe, on_message=lambda message: None)
             for batch in steps:
                 runner.step(batch)
-            for name, value in runner.weights().items():
-                _assert_close(value, wanted[name], f"{stages} stages, {name}")
+            worst = max(worst, _excess(runner.weights(), wanted))
+        return worst
 
-    _in_one_of(SEEDS, check)
+    assert_in_one_of(SEEDS, excess)

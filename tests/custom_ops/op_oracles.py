@@ -135,3 +135,13 @@ def _options():
 @lru_cache(maxsize=None)
 def _session(text):
     return onnxruntime.InferenceSession(parser.parse_model(text).SerializeToString(), _options())
+
+
+def roi_align_problem(seed, batch=2, channels=5, height=6, width=9, rois=4, columns=4, dtype=np.float32):
+    """Features, and RoIs at stride 4: inside, partly or wholly outside, inverted, of zero area."""
+    random = np.random.default_rng(seed)
+    boxes = random.uniform(-20, 60, (batch, rois, columns)).astype(dtype)
+    if rois > 1:
+        boxes[:, 0, 2:4] = boxes[:, 0, :2]
+        boxes[:, 1, :4] = [0, 0, width * 4, height * 4]
+    return random.standard_normal((batch, channels, height, width)).astype(dtype), boxes

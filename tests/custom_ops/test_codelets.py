@@ -8,20 +8,11 @@ import pytest
 from codelet_library import BUDGET, FOLDER, TILE_BYTES, Codelets, DoesNotFit, compile_harness
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_oracles import nms_by_loops, roi_align_by_loops
-
-from custom_ops.host import load
+from op_oracles import nms_by_loops, roi_align_by_loops, roi_align_problem
 
 F, HALF = np.float32, np.float16
 EDGES = [0.0, -0.0, 1.0, 4.0, -3.0, 50.0, 1e30, -1e30, 3e38, np.inf, -np.inf, np.nan, 1e-30, 1e-40, -1e-45]
 bounded = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-@pytest.fixture(scope="module")
-def host():
-    found = load()
-    assert found is not None, "these tests need g++"
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +39,9 @@ def spread_problem(seed, rows, size=600):
     return random.standard_normal(rows).astype(F), boxes
 
 
-def check_nms(codelets, host, scores, boxes, iou, capacity, threshold=-3.4e38, **places):
+def check_nms(codelets, kernels, scores, boxes, iou, capacity, threshold=-3.4e38, **places):
     keep, kept = codelets.nms(scores, boxes, iou, capacity, threshold, **places)
-    expected = host.nms(scores.astype(F)[None], boxes.astype(F)[None], iou, capacity, threshold)[0]
+    expected = kernels.nms(scores.astype(F)[None], boxes.astype(F)[None], iou, capacity, threshold)[0]
     np.testing.assert_array_equal(keep, expected)
     rows = np.where((keep >= 0)[:, None], boxes[keep], np.zeros(4, boxes.dtype))
     np.testing.assert_array_equal(kept, rows)  # kept rows are copied, the others zero
@@ -60,59 +51,59 @@ def check_nms(codelets, host, scores, boxes, iou, capacity, threshold=-3.4e38, *
 @pytest.mark.parametrize("rows", [1, 2, 7, 63, 64, 65, 150, 300])
 @pytest.mark.parametrize("capacity", [1, 8, 64, 301])
 @pytest.mark.parametrize("iou", [0.0, 0.5, 1.0])
-def test_nms_keeps_the_rows_of_the_host_library(codelets, host, rows, capacity, iou):
+def test_nms_keeps_the_rows_of_the_host_library(codelets, kernels, rows, capacity, iou):
     scores, boxes = grid_problem(rows, rows)
-    keep = check_nms(codelets, host, scores, boxes, iou, capacity, 0.1)
+    keep = check_nms(codelets, kernels, scores, boxes, iou, capacity, 0.1)
     expected = nms_by_loops(scores, boxes, iou, capacity, 0.1)
     assert keep.tolist() == expected + [-1] * (capacity - len(expected))
 
 
 @pytest.mark.parametrize("tiles", [1, 2, 3, 40, 1472])
 @pytest.mark.parametrize("budget", [9000, BUDGET])
-def test_nms_is_the_same_for_any_number_of_tiles_and_chunks(codelets, host, tiles, budget):
+def test_nms_is_the_same_for_any_number_of_tiles_and_chunks(codelets, kernels, tiles, budget):
     scores, boxes = spread_problem(1, 500)
     if tiles < 40 and budget < BUDGET:
         with pytest.raises(DoesNotFit):
             codelets.nms(scores, boxes, 0.5, 100, tiles=tiles, budget=budget)
         return
-    check_nms(codelets, host, scores, boxes, 0.5, 100, tiles=tiles, budget=budget)
+    check_nms(codelets, kernels, scores, boxes, 0.5, 100, tiles=tiles, budget=budget)
 
 
-def test_nms_in_several_chunks(codelets, host):
+def test_nms_in_several_chunks(codelets, kernels):
     scores, boxes = spread_problem(2, 1000)
     plan = codelets.plan_nms(1000, 300, False, tiles=200, budget=16000)
     assert plan["chunks"] > 1 and plan["bytes"] <= 16000
-    check_nms(codelets, host, scores, boxes, 0.7, 300, tiles=200, budget=16000)
+    check_nms(codelets, kernels, scores, boxes, 0.7, 300, tiles=200, budget=16000)
 
 
 @pytest.mark.parametrize("score_type", [F, HALF])
 @pytest.mark.parametrize("box_type", [F, HALF])
-def test_nms_of_half_is_that_of_the_same_numbers_in_float(codelets, host, score_type, box_type):
+def test_nms_of_half_is_that_of_the_same_numbers_in_float(codelets, kernels, score_type, box_type):
     scores, boxes = spread_problem(3, 400)
-    check_nms(codelets, host, scores.astype(score_type), boxes.astype(box_type), 0.5, 200)
+    check_nms(codelets, kernels, scores.astype(score_type), boxes.astype(box_type), 0.5, 200)
 
 
-def test_nms_stops_when_the_capacity_is_reached(codelets, host):
+def test_nms_stops_when_the_capacity_is_reached(codelets, kernels):
     scores, boxes = spread_problem(4, 640, size=20000)  # hardly any overlap
-    check_nms(codelets, host, scores, boxes, 0.5, 10)
+    check_nms(codelets, kernels, scores, boxes, 0.5, 10)
     assert codelets.report[3] == 1  # blocks resolved, of ten
-    check_nms(codelets, host, scores, boxes, 0.5, 700)
+    check_nms(codelets, kernels, scores, boxes, 0.5, 700)
     assert codelets.report[3] == 10
 
 
-def test_nms_does_not_visit_blocks_of_absent_rows(codelets, host):
+def test_nms_does_not_visit_blocks_of_absent_rows(codelets, kernels):
     scores, boxes = spread_problem(5, 640)
     scores[:] = 0
     scores[[3, 600]] = 1
-    keep = check_nms(codelets, host, scores, boxes, 0.5, 10, threshold=0.5)
+    keep = check_nms(codelets, kernels, scores, boxes, 0.5, 10, threshold=0.5)
     assert keep[:2].tolist() == [3, 600] and codelets.report[3] == 1
 
 
 @pytest.mark.parametrize("rows, capacity", [(2000, 300), (12000, 2000)])
-def test_nms_of_the_detectors_proposals(codelets, host, rows, capacity):
+def test_nms_of_the_detectors_proposals(codelets, kernels, rows, capacity):
     scores, boxes = spread_problem(6, rows)
-    check_nms(codelets, host, scores, boxes, 0.7, capacity)
-    check_nms(codelets, host, scores.astype(HALF), boxes.astype(HALF), 0.7, capacity)  # most scores are tied
+    check_nms(codelets, kernels, scores, boxes, 0.7, capacity)
+    check_nms(codelets, kernels, scores.astype(HALF), boxes.astype(HALF), 0.7, capacity)  # most scores are tied
 
 
 number = st.one_of(st.sampled_from(EDGES), st.integers(-4, 8).map(float), st.floats(-100, 100, width=32))
@@ -129,58 +120,48 @@ score = st.sampled_from([0.0, -0.0, 0.5, 1.0, -1.0, np.inf, -np.inf, np.nan, -3.
     st.integers(1, 5),
 )
 @np.errstate(over="ignore")  # 1e30 is infinite in half
-def test_nms_of_hostile_rows(codelets, host, rows, iou, capacity, threshold, dtype, tiles):
+def test_nms_of_hostile_rows(codelets, kernels, rows, iou, capacity, threshold, dtype, tiles):
     table = np.array(rows, F).astype(dtype)
     scores, boxes = np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1:])
     keep, _ = codelets.nms(scores, boxes, iou, capacity, threshold, tiles=tiles)
     expected = nms_by_loops(scores.astype(F), boxes.astype(F), iou, capacity, threshold)
     assert keep.tolist() == expected + [-1] * (capacity - len(expected))
-    check_nms(codelets, host, scores, boxes, iou, capacity, threshold, tiles=tiles)
+    check_nms(codelets, kernels, scores, boxes, iou, capacity, threshold, tiles=tiles)
 
 
 @bounded
 @given(st.integers(1, 200), st.integers(0, 1), st.integers(0, 2**32 - 1), st.integers(1, 300))
-def test_nms_at_and_beside_its_capacity(codelets, host, rows, beyond, seed, tiles):
+def test_nms_at_and_beside_its_capacity(codelets, kernels, rows, beyond, seed, tiles):
     scores, boxes = grid_problem(seed, rows)
     for capacity in (rows + beyond, max(rows - 1, 1)):
-        check_nms(codelets, host, scores, boxes, 0.4, capacity, 0.0, tiles=tiles)
+        check_nms(codelets, kernels, scores, boxes, 0.4, capacity, 0.0, tiles=tiles)
 
 
 # RoI-Align ----------------------------------------------------------------------------------------------------------
-
-
-def align_problem(seed, batch=2, channels=5, height=6, width=9, rois=4, columns=4, dtype=F):
-    """Features, and RoIs at stride 4: inside, partly or wholly outside, inverted, of zero area."""
-    random = np.random.default_rng(seed)
-    boxes = random.uniform(-20, 60, (batch, rois, columns)).astype(dtype)
-    if rois > 1:
-        boxes[:, 0, 2:4] = boxes[:, 0, :2]
-        boxes[:, 1, :4] = [0, 0, width * 4, height * 4]
-    return random.standard_normal((batch, channels, height, width)).astype(dtype), boxes
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4, 7, 33, 64])
 @pytest.mark.parametrize("rois, columns", [(1, 4), (4, 5), (5, 4)])
 @pytest.mark.parametrize("ratio", [1, 2])
 @pytest.mark.parametrize("tiles", [1, 3, 1472])
-def test_forward_has_the_bits_of_the_host_library(codelets, host, channels, rois, columns, ratio, tiles):
-    features, boxes = align_problem(channels + rois, channels=channels, rois=rois, columns=columns)
+def test_forward_has_the_bits_of_the_host_library(codelets, kernels, channels, rois, columns, ratio, tiles):
+    features, boxes = roi_align_problem(channels + rois, channels=channels, rois=rois, columns=columns)
     found = codelets.roi_align_forward(features, boxes, 3, 2, 0.25, ratio, tiles=tiles)
-    np.testing.assert_array_equal(found, host.roi_align_forward(features, boxes, 3, 2, 0.25, ratio))
+    np.testing.assert_array_equal(found, kernels.roi_align_forward(features, boxes, 3, 2, 0.25, ratio))
 
 
 def test_forward_equals_the_loops(codelets):
-    features, boxes = align_problem(1)
+    features, boxes = roi_align_problem(1)
     found = codelets.roi_align_forward(features, boxes, 3, 3, 0.25, 2)
     np.testing.assert_allclose(found, roi_align_by_loops(features, boxes, 3, 3, 0.25, 2), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 8, 13])
 @pytest.mark.parametrize("feature_type, roi_type", [(HALF, HALF), (HALF, F), (F, HALF)])
-def test_forward_in_half_rounds_once(codelets, host, channels, feature_type, roi_type):
-    features, boxes = align_problem(channels, channels=channels, rois=3)
+def test_forward_in_half_rounds_once(codelets, kernels, channels, feature_type, roi_type):
+    features, boxes = roi_align_problem(channels, channels=channels, rois=3)
     features, boxes = features.astype(feature_type), boxes.astype(roi_type)
-    exact = host.roi_align_forward(features.astype(F), boxes.astype(F), 3, 3, 0.25, 2)
+    exact = kernels.roi_align_forward(features.astype(F), boxes.astype(F), 3, 3, 0.25, 2)
     for tiles in (1, 7, 1472):
         found = codelets.roi_align_forward(features, boxes, 3, 3, 0.25, 2, tiles=tiles)
         np.testing.assert_array_equal(found, exact.astype(feature_type))
@@ -188,30 +169,30 @@ def test_forward_in_half_rounds_once(codelets, host, channels, feature_type, roi
 
 @pytest.mark.parametrize("channels", [1, 4, 7, 20])
 @pytest.mark.parametrize("ratio", [1, 3])
-def test_backward_on_one_tile_has_the_bits_of_the_host_library(codelets, host, channels, ratio):
-    features, boxes = align_problem(channels, batch=1, channels=channels, columns=5)
+def test_backward_on_one_tile_has_the_bits_of_the_host_library(codelets, kernels, channels, ratio):
+    features, boxes = roi_align_problem(channels, batch=1, channels=channels, columns=5)
     grad = np.random.default_rng(3).standard_normal((1, 4, channels, 3, 2)).astype(F)
     found = codelets.roi_align_backward(grad, boxes, features.shape, 0.25, ratio, tiles=1)
-    np.testing.assert_array_equal(found, host.roi_align_backward(grad, boxes, features.shape, 0.25, ratio))
+    np.testing.assert_array_equal(found, kernels.roi_align_backward(grad, boxes, features.shape, 0.25, ratio))
 
 
 @pytest.mark.parametrize("tiles", [2, 5, 64, 1472])
 @pytest.mark.parametrize("channels", [1, 6, 12])
-def test_backward_adds_the_groups_of_rois(codelets, host, tiles, channels):
-    features, boxes = align_problem(channels, channels=channels, rois=9)
+def test_backward_adds_the_groups_of_rois(codelets, kernels, tiles, channels):
+    features, boxes = roi_align_problem(channels, channels=channels, rois=9)
     grad = np.random.default_rng(3).standard_normal((2, 9, channels, 3, 3)).astype(F)
-    expected = host.roi_align_backward(grad, boxes, features.shape, 0.25, 2)
+    expected = kernels.roi_align_backward(grad, boxes, features.shape, 0.25, 2)
     found = codelets.roi_align_backward(grad, boxes, features.shape, 0.25, 2, tiles=tiles)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * abs(expected).max())
     half = [a.astype(HALF) for a in (grad, boxes)]
-    wide = host.roi_align_backward(half[0].astype(F), half[1].astype(F), features.shape, 0.25, 2)
+    wide = kernels.roi_align_backward(half[0].astype(F), half[1].astype(F), features.shape, 0.25, 2)
     found = codelets.roi_align_backward(*half, features.shape, 0.25, 2, tiles=tiles)
     assert found.dtype == HALF
     np.testing.assert_allclose(found.astype(F), wide, rtol=2**-10, atol=2**-10 * abs(wide).max())  # one rounding to half
 
 
 def test_backward_is_the_derivative_by_differences_in_double(codelets):
-    features, boxes = align_problem(4, batch=1, channels=2, height=3, width=4, rois=3, dtype=np.float64)
+    features, boxes = roi_align_problem(4, batch=1, channels=2, height=3, width=4, rois=3, dtype=np.float64)
     boxes = boxes.astype(F).astype(np.float64)
     grad = np.random.default_rng(5).standard_normal((1, 3, 2, 2, 2))
     found = codelets.roi_align_backward(grad.astype(F), boxes.astype(F), features.shape, 0.25, 2)
@@ -237,14 +218,14 @@ finite = st.one_of(st.sampled_from([e for e in EDGES if np.isfinite(e)]), st.flo
     st.integers(1, 20),
     st.booleans(),
 )
-def test_hostile_rois_have_the_bits_of_the_host_library(codelets, host, rois, height, width, ratio, channels, tiles, half):
+def test_hostile_rois_have_the_bits_of_the_host_library(codelets, kernels, rois, height, width, ratio, channels, tiles, half):
     boxes = np.array(rois, F).reshape(1, -1, 4)
     features = np.random.default_rng(0).standard_normal((1, channels, 5, 6)).astype(HALF if half else F)
     found = codelets.roi_align_forward(features, boxes, height, width, 0.25, ratio, tiles=tiles)
-    expected = host.roi_align_forward(features.astype(F), boxes, height, width, 0.25, ratio)
+    expected = kernels.roi_align_forward(features.astype(F), boxes, height, width, 0.25, ratio)
     np.testing.assert_array_equal(found, expected.astype(features.dtype))
     back = codelets.roi_align_backward(np.ones_like(found), boxes, features.shape, 0.25, ratio, tiles=tiles)
-    wide = host.roi_align_backward(np.ones(found.shape, F), boxes, features.shape, 0.25, ratio)
+    wide = kernels.roi_align_backward(np.ones(found.shape, F), boxes, features.shape, 0.25, ratio)
     np.testing.assert_allclose(back, wide, rtol=2**-10 if half else 1e-5, atol=1e-3 if half else 1e-5)
 
 

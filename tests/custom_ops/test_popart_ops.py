@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from popart_simulator import PopartError, Simulator, compile_simulator
 
-from custom_ops.host import load
 from custom_ops.schema import NMS, ROI_ALIGN, CustomOpError
 
 F, HALF = np.float32, np.float16
@@ -15,13 +14,6 @@ NMS_ATTRS = {"threshold": 0.5, "numDetections": 20}
 ALIGN_ATTRS = {"spatial_scale": 0.25, "aligned_height": 3, "aligned_width": 2, "sampling_ratio": 2}
 NAMES = {F: "float", HALF: "half"}
 bounded = settings(max_examples=100, deadline=None, derandomize=True)
-
-
-@pytest.fixture(scope="module")
-def host():
-    found = load()
-    assert found is not None, "these tests need g++"
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +140,12 @@ def test_every_attribute_is_part_of_the_hash(simulator, outline):
 
 @pytest.mark.parametrize("score_type, box_type", [(F, F), (HALF, HALF), (F, HALF), (HALF, F)])
 @pytest.mark.parametrize("tiles", [1, 7, 40])
-def test_the_program_of_nms_gives_what_the_host_library_gives(simulator, host, score_type, box_type, tiles):
+def test_the_program_of_nms_gives_what_the_host_library_gives(simulator, kernels, score_type, box_type, tiles):
     scores, boxes = nms_inputs(tiles, 2, 150, score_type, box_type)
     attrs = {"threshold": 0.5, "numDetections": 155, "score_threshold": 0.25}  # all rows are looked at
     op = simulator.op("nms", attrs, [scores, boxes])
     column, kept, keep = op.run(3, tiles)
-    expected = host.nms(scores.astype(F), boxes.astype(F), 0.5, 155, 0.25)
+    expected = kernels.nms(scores.astype(F), boxes.astype(F), 0.5, 155, 0.25)
     np.testing.assert_array_equal(keep, expected)
     np.testing.assert_array_equal(column[..., 0], scores)
     rows = np.take_along_axis(boxes, np.maximum(expected, 0)[..., None].astype(np.int64), 1)
@@ -163,17 +155,17 @@ def test_the_program_of_nms_gives_what_the_host_library_gives(simulator, host, s
 
 @pytest.mark.parametrize("rows", [129, 131, 150, 199])
 @pytest.mark.parametrize("tiles", [9, 13, 40])
-def test_the_last_tile_may_hold_fewer_rows(simulator, host, rows, tiles):
+def test_the_last_tile_may_hold_fewer_rows(simulator, kernels, rows, tiles):
     scores, boxes = nms_inputs(rows, 1, rows)
     *_, keep = simulator.op("nms", {"threshold": 0.25, "numDetections": 200}, [scores, boxes]).run(3, tiles)
-    np.testing.assert_array_equal(keep, host.nms(scores, boxes, 0.25, 200))
+    np.testing.assert_array_equal(keep, kernels.nms(scores, boxes, 0.25, 200))
 
 
 @pytest.mark.parametrize("rows", [0, 1, 19, 20, 21])
-def test_the_program_of_nms_at_its_capacity(simulator, host, rows):
+def test_the_program_of_nms_at_its_capacity(simulator, kernels, rows):
     scores, boxes = nms_inputs(rows, 1, rows)
     _, kept, keep = simulator.op("nms", {"threshold": 1.0, "numDetections": 20}, [scores, boxes]).run(3)
-    np.testing.assert_array_equal(keep, host.nms(scores, boxes, 1.0, 20))
+    np.testing.assert_array_equal(keep, kernels.nms(scores, boxes, 1.0, 20))
     assert (kept[keep < 0] == 0).all()
 
 
@@ -197,17 +189,17 @@ def smallest_tile(op, tiles):
     return high
 
 
-def test_the_program_of_nms_in_chunks_keeps_to_its_budget(simulator, host):
+def test_the_program_of_nms_in_chunks_keeps_to_its_budget(simulator, kernels):
     scores, boxes = nms_inputs(3, 1, 300)
     op = simulator.op("nms", {"threshold": 0.5, "numDetections": 50}, [scores, boxes])
     tile_bytes = smallest_tile(op, 30)
     *_, keep = op.run(3, 30, tile_bytes)
     assert op.count_vertices("NmsRank") >= 3 * op.count_vertices("NmsFlags")  # three chunks or more
     assert 0.5 * budget(tile_bytes) < op.busiest_tile() <= budget(tile_bytes)  # the plan adds what is not used at once
-    np.testing.assert_array_equal(keep, host.nms(scores, boxes, 0.5, 50))
+    np.testing.assert_array_equal(keep, kernels.nms(scores, boxes, 0.5, 50))
 
 
-def test_the_program_of_roi_align_keeps_to_its_budget(simulator, host):
+def test_the_program_of_roi_align_keeps_to_its_budget(simulator, kernels):
     features, rois = align_inputs(2, channels=24, rois=40)
     op = simulator.op("roiAlign", ALIGN_ATTRS, [features, rois])
     tile_bytes = smallest_tile(op, 12)
@@ -216,23 +208,23 @@ def test_the_program_of_roi_align_keeps_to_its_budget(simulator, host):
     tile_bytes = smallest_tile(backward, 12)
     assert 0.8 * budget(tile_bytes) < backward.busiest_tile() <= budget(tile_bytes)
     (found,) = backward.run(1, 12, tile_bytes)
-    expected = host.roi_align_backward(np.ones((2, 40, 24, 3, 2), F), rois, features.shape, 0.25, 2)
+    expected = kernels.roi_align_backward(np.ones((2, 40, 24, 3, 2), F), rois, features.shape, 0.25, 2)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("feature_type, roi_type", [(F, F), (HALF, HALF), (F, HALF), (HALF, F)])
 @pytest.mark.parametrize("tiles", [1, 9, 50])
-def test_the_program_of_roi_align_gives_what_the_host_library_gives(simulator, host, feature_type, roi_type, tiles):
+def test_the_program_of_roi_align_gives_what_the_host_library_gives(simulator, kernels, feature_type, roi_type, tiles):
     features, rois = align_inputs(tiles, channels=13, feature_type=feature_type, roi_type=roi_type, columns=5)
     op = simulator.op("roiAlign", ALIGN_ATTRS, [features, rois])
     (found,) = op.run(1, tiles)
     wide = features.astype(F), rois.astype(F)
-    np.testing.assert_array_equal(found, host.roi_align_forward(*wide, 3, 2, 0.25, 2).astype(feature_type))
+    np.testing.assert_array_equal(found, kernels.roi_align_forward(*wide, 3, 2, 0.25, 2).astype(feature_type))
     grad = np.random.default_rng(1).standard_normal(found.shape).astype(feature_type)
     backward = op.gradient(grad)
     assert backward.output_info(0) == (features.dtype, features.shape) and backward.gradient_of(0) == 0
     (gradient,) = backward.run(1, tiles)
-    expected = host.roi_align_backward(grad.astype(F), wide[1], features.shape, 0.25, 2)
+    expected = kernels.roi_align_backward(grad.astype(F), wide[1], features.shape, 0.25, 2)
     tolerance = 2**-10 if feature_type == HALF else 1e-6
     np.testing.assert_allclose(gradient, expected, rtol=tolerance, atol=tolerance * abs(expected).max())
     groups = op.count_vertices(f"RoiAlignForward<{NAMES[feature_type]},{NAMES[roi_type]}>")

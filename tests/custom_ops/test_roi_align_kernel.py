@@ -6,29 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from op_oracles import onnx_roi_align, roi_align_by_loops, run_fallback
+from op_oracles import onnx_roi_align, roi_align_by_loops, roi_align_problem, run_fallback
 
-from custom_ops.host import RoiAlignShape, load
+from custom_ops.host import RoiAlignShape
 from custom_ops.schema import ROI_ALIGN, CustomOpError
 
 F = np.float32
-
-
-@pytest.fixture(scope="module")
-def kernels():
-    found = load()
-    assert found is not None, "these tests need g++"
-    return found
-
-
-def problem(seed, batch=2, channels=5, height=6, width=9, rois=4, columns=4, dtype=F):
-    """Features, and RoIs at stride 4: inside, partly or wholly outside, inverted, of zero area."""
-    random = np.random.default_rng(seed)
-    boxes = random.uniform(-20, 60, (batch, rois, columns)).astype(dtype)
-    if rois > 1:
-        boxes[:, 0, 2:4] = boxes[:, 0, :2]
-        boxes[:, 1, :4] = [0, 0, width * 4, height * 4]
-    return random.standard_normal((batch, channels, height, width)).astype(dtype), boxes
 
 
 def last(array):
@@ -40,7 +23,7 @@ def last(array):
 @pytest.mark.parametrize("rois", [0, 1, 4])
 @pytest.mark.parametrize("ratio", [1, 2])
 def test_forward_equals_the_loops(kernels, channels, rois, ratio):
-    features, boxes = problem(channels + rois, channels=channels, rois=rois, dtype=np.float64)
+    features, boxes = roi_align_problem(channels + rois, channels=channels, rois=rois, dtype=np.float64)
     expected = roi_align_by_loops(features, boxes, 3, 2, 0.25, ratio)
     found = kernels.roi_align_forward(features, boxes, 3, 2, 0.25, ratio)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
@@ -51,7 +34,7 @@ def test_forward_equals_the_loops(kernels, channels, rois, ratio):
 @pytest.mark.parametrize("ratio", [1, 2, 3])
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (6, 9)])
 def test_forward_and_fallback_equal_onnxruntime(kernels, ratio, size):
-    features, boxes = problem(ratio, height=size[0], width=size[1], columns=5)
+    features, boxes = roi_align_problem(ratio, height=size[0], width=size[1], columns=5)
     expected = onnx_roi_align(features, boxes, 4, 3, 0.25, ratio)
     found = kernels.roi_align_forward(features, boxes, 4, 3, 0.25, ratio)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
@@ -98,7 +81,7 @@ def test_a_sample_outside_reads_nothing_even_next_to_nan(kernels):
 
 
 def test_images_do_not_mix(kernels):
-    features, boxes = problem(8, batch=3)
+    features, boxes = roi_align_problem(8, batch=3)
     together = kernels.roi_align_forward(features, boxes, 2, 2, 0.25)
     for image in range(3):
         one = slice(image, image + 1)
@@ -106,7 +89,7 @@ def test_images_do_not_mix(kernels):
 
 
 def test_the_fallback_in_half_rounds_once(kernels):
-    features, boxes = (a.astype(np.float16) for a in problem(9))
+    features, boxes = (a.astype(np.float16) for a in roi_align_problem(9))
     attrs = {"spatial_scale": 0.25, "aligned_height": 3, "aligned_width": 3, "sampling_ratio": 2}
     exact = kernels.roi_align_forward(features.astype(F), boxes.astype(F), 3, 3, 0.25, 2)
     np.testing.assert_array_equal(run_fallback(ROI_ALIGN, attrs, [features, boxes])[0], exact.astype(np.float16))
@@ -116,7 +99,7 @@ def test_the_fallback_in_half_rounds_once(kernels):
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("channels, ratio", [(1, 1), (5, 3), (40, 1), (70, 2)])
 def test_backward_is_the_transpose_of_forward(kernels, dtype, tolerance, channels_last, channels, ratio):
-    features, boxes = problem(2, channels=channels, columns=5, dtype=dtype)
+    features, boxes = roi_align_problem(2, channels=channels, columns=5, dtype=dtype)
     grad = np.random.default_rng(3).standard_normal((2, 4, channels, 3, 2)).astype(dtype)
     if channels_last:
         features, grad = last(features), last(grad)
@@ -127,7 +110,7 @@ def test_backward_is_the_transpose_of_forward(kernels, dtype, tolerance, channel
 
 
 def test_backward_entry_by_entry(kernels):
-    features, boxes = problem(4, batch=2, channels=2, height=3, width=4, rois=2, dtype=np.float64)
+    features, boxes = roi_align_problem(4, batch=2, channels=2, height=3, width=4, rois=2, dtype=np.float64)
     grad = np.random.default_rng(5).standard_normal((2, 2, 2, 2, 2))
     backward = kernels.roi_align_backward(grad, boxes, features.shape, 0.25, 2)
     for at in np.ndindex(features.shape):
@@ -138,7 +121,7 @@ def test_backward_entry_by_entry(kernels):
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_backward_has_the_same_bits_for_any_number_of_threads(kernels, channels_last):
-    features, boxes = problem(6, batch=2, channels=150, rois=9)
+    features, boxes = roi_align_problem(6, batch=2, channels=150, rois=9)
     grad = np.random.default_rng(7).standard_normal((2, 9, 150, 3, 3)).astype(F)
     if channels_last:
         features, grad = last(features), last(grad)
@@ -155,7 +138,7 @@ def test_no_rois_give_a_gradient_of_zero(kernels):
 
 def test_pointers_of_a_torch_tensor_in_channels_last_memory(kernels):
     torch = pytest.importorskip("torch")
-    features, boxes = (torch.from_numpy(a) for a in problem(10))
+    features, boxes = (torch.from_numpy(a) for a in roi_align_problem(10))
     channels_last = features.contiguous(memory_format=torch.channels_last)
     shape = RoiAlignShape(2, 5, 6, 9, 4, 4, 3, 2)
     out = torch.empty(shape.aligned(channels_last=True))

@@ -89,9 +89,17 @@ def _overlap(box, others):
     return torch.where(valid, shared / both, torch.full_like(shared, -1.0))
 
 
-# ROI-Align stays channels-last, in and out: whatever layout comes in, the results are laid out [.., height, width, C] in
-# memory. flexible_layout tells the compiler that inputs need no conversion first.
-@torch.library.custom_op("popdet_embedded::roi_align", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+# The kernels on feature maps are channels-last, in and out: whatever layout comes in, results are laid out [.., height,
+# width, C] in memory. The tag tells the compiler that inputs need no conversion first.
+ANY_LAYOUT = (torch.Tag.flexible_layout,)
+
+
+def channels_last_array(tensor):
+    """[..., C, H, W] as the array [..., H, W, C], without a copy where the memory is channels-last."""
+    return tensor.detach().movedim(-3, -1).contiguous().numpy()
+
+
+@torch.library.custom_op("popdet_embedded::roi_align", mutates_args=(), tags=ANY_LAYOUT)
 def roi_align(
     features: torch.Tensor, rois: torch.Tensor, height: int, width: int, spatial_scale: float, sampling_ratio: int
 ) -> torch.Tensor:
@@ -100,9 +108,8 @@ def roi_align(
     if kernels is None:
         out = roi_align_in_torch(features, rois, height, width, spatial_scale, sampling_ratio)
         return out.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-    rows = features.detach().permute(0, 2, 3, 1).contiguous()
     out = kernels.roi_align_forward(
-        rows.numpy(), rois.detach().numpy(), height, width, spatial_scale, sampling_ratio, channels_last=True,
+        channels_last_array(features), rois.detach().numpy(), height, width, spatial_scale, sampling_ratio, channels_last=True,
         threads=torch.get_num_threads(),
     )  # fmt: skip
     return torch.from_numpy(out).permute(0, 1, 4, 2, 3)
@@ -113,7 +120,7 @@ def _(features, rois, height, width, spatial_scale, sampling_ratio):
     return features.new_empty((*rois.shape[:2], height, width, features.shape[1])).permute(0, 1, 4, 2, 3)
 
 
-@torch.library.custom_op("popdet_embedded::roi_align_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,))
+@torch.library.custom_op("popdet_embedded::roi_align_backward", mutates_args=(), tags=ANY_LAYOUT)
 def roi_align_backward(
     grad: torch.Tensor, rois: torch.Tensor, feature_height: int, feature_width: int, spatial_scale: float,
     sampling_ratio: int,
@@ -124,9 +131,8 @@ def roi_align_backward(
         out = roi_align_backward_in_torch(grad, rois, feature_height, feature_width, spatial_scale, sampling_ratio)
         return out.contiguous(memory_format=torch.channels_last)
     shape = (grad.shape[0], feature_height, feature_width, grad.shape[2])
-    bins = grad.detach().permute(0, 1, 3, 4, 2).contiguous()
     out = kernels.roi_align_backward(
-        bins.numpy(), rois.numpy(), shape, spatial_scale, sampling_ratio, channels_last=True,
+        channels_last_array(grad), rois.numpy(), shape, spatial_scale, sampling_ratio, channels_last=True,
         threads=torch.get_num_threads(),
     )  # fmt: skip
     return torch.from_numpy(out).permute(0, 3, 1, 2)

@@ -8,12 +8,10 @@ is the host library's (custom_ops/host/depthwise.hpp), channels-last; torch's wh
 """
 import torch
 
-from .custom import host_kernels
-
-_TAGS = (torch.Tag.flexible_layout,)
+from .custom import ANY_LAYOUT, channels_last_array, host_kernels
 
 
-@torch.library.custom_op("popdet_embedded::depthwise", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op("popdet_embedded::depthwise", mutates_args=(), tags=ANY_LAYOUT)
 def depthwise(
     x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor, stride: int, before: list[float], after: list[float]
 ) -> torch.Tensor:
@@ -22,8 +20,9 @@ def depthwise(
     if kernels is None:
         return _last(depthwise_in_torch(x, filters, bias, stride, before, after))
     out = kernels.depthwise_forward(
-        _rows(x), filters.contiguous().numpy(), bias.numpy(), stride, tuple(before), tuple(after), torch.get_num_threads()
-    )
+        channels_last_array(x), filters.contiguous().numpy(), bias.numpy(), stride, tuple(before), tuple(after),
+        torch.get_num_threads(),
+    )  # fmt: skip
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
@@ -34,7 +33,7 @@ def _(x, filters, bias, stride, before, after):
     return rows.permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("popdet_embedded::depthwise_backward", mutates_args=(), tags=_TAGS)
+@torch.library.custom_op("popdet_embedded::depthwise_backward", mutates_args=(), tags=ANY_LAYOUT)
 def depthwise_backward(
     grad: torch.Tensor, y: torch.Tensor, x: torch.Tensor, filters: torch.Tensor, stride: int, before: list[float],
     after: list[float],
@@ -44,7 +43,7 @@ def depthwise_backward(
     if kernels is None:
         return _backward_in_torch(grad, y, x, filters, stride, before, after)
     to_x, to_filters, to_bias = kernels.depthwise_backward(
-        _rows(grad), _rows(y), _rows(x), filters.contiguous().numpy(), stride, tuple(before), tuple(after),
+        *map(channels_last_array, (grad, y, x)), filters.contiguous().numpy(), stride, tuple(before), tuple(after),
         torch.get_num_threads(),
     )  # fmt: skip
     return torch.from_numpy(to_x).permute(0, 3, 1, 2), torch.from_numpy(to_filters), torch.from_numpy(to_bias)
@@ -82,11 +81,6 @@ def _backward_in_torch(grad, y, x, filters, stride, before, after):
         grad, x.clamp(*before), filters, [channels], [stride] * 2, [1, 1], [1, 1], False, [0, 0], channels, [True] * 3
     )
     return _last(torch.where((x > before[0]) & (x < before[1]), to_x, 0.0)), to_filters.contiguous(), to_bias
-
-
-def _rows(tensor):
-    """[B,C,H,W] as the array [B,H,W,C], without a copy where the memory is channels-last."""
-    return tensor.detach().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _last(tensor):

@@ -46,7 +46,7 @@ def fuse(graph: Graph, steps: Steps, wanted: Iterable[str]) -> Steps:
 
 
 def _is_depthwise(graph: Graph, op: Op) -> bool:
-    if op.op_type != "Conv" or op.domain not in ("", "ai.onnx") or op.run:
+    if op.op_type != "Conv" or op.domain not in ("", "ai.onnx"):
         return False
     x, w = graph.info[op.inputs[0]], graph.info[op.inputs[1]]
     stride = tuple(op.attr("strides", (1, 1)))
