@@ -8,7 +8,7 @@ variable may be used on two IPUs. Weights in weights.safetensors stay what they 
 """
 import onnx_graphsurgeon as gs
 
-from graph_passes.graph import Graph, is_weight
+from graph_passes.graph import Graph, is_weight, set_input
 from graph_passes.pass_manager import GraphPass, PassContext, PassResult
 
 SHARED_BYTES = 4096  # from here on a copy for each consumer would cost more than copying it between IPUs
@@ -37,5 +37,5 @@ class ConstantsToNodes(GraphPass):
                     made[tensor.name] = graph.op("Constant", [], node, {"value": value},
                                                  dtype=tensor.dtype, shape=tensor.shape)
                     changed += 1
-                node.inputs[index] = made[tensor.name]
+                set_input(node, index, made[tensor.name])
         return PassResult(changed, [f"{changed} constants"] if changed else [])

@@ -6,7 +6,7 @@ op(frozen weight)                         ->  op(ai.graphcore.Detach(frozen weig
 PopART trains every float initializer that a gradient reaches; a Detach keeps the gradient away. Each consumer has its own
 Detach, because it must lie on the consumer's IPU.
 """
-from graph_passes.graph import Graph
+from graph_passes.graph import Graph, set_input
 from graph_passes.pass_manager import GraphPass, PassContext, PassResult
 
 
@@ -34,7 +34,7 @@ class DetachFrozen(GraphPass):
                                     dtype=weight.dtype, shape=weight.shape)
                 for index, tensor in enumerate(consumer.inputs):
                     if tensor is weight:
-                        consumer.inputs[index] = detached
+                        set_input(consumer, index, detached)
                 added += 1
                 names.add(weight.name)
         if not stops and not added:

@@ -149,7 +149,7 @@ class Graph:
         for consumer in {id(node): node for node in old.outputs}.values():
             for index, tensor in enumerate(consumer.inputs):
                 if tensor is old:
-                    consumer.inputs[index] = new
+                    set_input(consumer, index, new)
         for index, output in enumerate(self.gs.outputs):
             if output is old:
                 self.gs.outputs[index] = self._as_output(old, new)
@@ -170,7 +170,7 @@ class Graph:
 
     def remove(self, node: gs.Node) -> None:
         """Disconnect a node; `sort()` or `prune()` then drops it from the list."""
-        node.inputs.clear()
+        drop_inputs(node, 0)
         node.outputs.clear()
 
     def prune(self) -> int:
@@ -244,6 +244,27 @@ def metadata_of(node: gs.Node) -> Dict[str, str]:
     if not hasattr(node, "metadata"):
         node.metadata = {}
     return node.metadata
+
+
+def set_input(node: gs.Node, index: int, tensor: gs.Tensor) -> None:
+    """`node.inputs[index] = tensor`, quick for a tensor with many readers too.
+
+    graphsurgeon looks for the old reader with ==, which compares nodes attribute by attribute.
+    """
+    _forget_reader(node.inputs[index], node)
+    list.__setitem__(node.inputs, index, tensor)
+    list.append(tensor.outputs, node)
+
+
+def drop_inputs(node: gs.Node, first: int) -> None:
+    """`del node.inputs[first:]`, as quick as `set_input`."""
+    for tensor in node.inputs[first:]:
+        _forget_reader(tensor, node)
+    list.__delitem__(node.inputs, slice(first, None))
+
+
+def _forget_reader(tensor: gs.Tensor, node: gs.Node) -> None:
+    list.__delitem__(tensor.outputs, next(at for at, reader in enumerate(tensor.outputs) if reader is node))
 
 
 def is_weight(tensor: gs.Tensor) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from graph_passes.graph import Graph, is_weight
+from graph_passes.graph import Graph, is_weight, set_input
 from graph_passes.matching import VIEWS
 from graph_passes.pass_manager import GraphPass, PassContext, PassResult
 from graph_passes.presets import all_prefixes, nearest, other_kind_only
@@ -144,7 +144,7 @@ def _to_half(node: gs.Node, casts: _Casts) -> None:
     full = COORDINATES.get((node.domain, node.op), ())
     for index, tensor in enumerate(list(node.inputs)):
         if _is_float32(tensor) and index not in full:
-            node.inputs[index] = casts.get(tensor, "float16", node)
+            set_input(node, index, casts.get(tensor, "float16", node))
     if node.op == "Cast" and node.attrs["to"] == onnx.TensorProto.FLOAT:
         node.attrs["to"] = onnx.TensorProto.FLOAT16
     value = node.attrs.get("value")
@@ -158,7 +158,7 @@ def _to_half(node: gs.Node, casts: _Casts) -> None:
 def _to_full(node: gs.Node, casts: _Casts) -> None:
     for index, tensor in enumerate(list(node.inputs)):
         if not tensor.is_empty() and tensor.dtype is not None and tensor.dtype == np.float16:
-            node.inputs[index] = casts.get(tensor, "float32", node)
+            set_input(node, index, casts.get(tensor, "float32", node))
 
 
 def _outputs_to_full(graph: Graph) -> None:

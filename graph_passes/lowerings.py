@@ -10,15 +10,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.exporters.onnx_exporter import dtype_to_onnx
 
-from graph_passes.graph import Graph, has_input, shape_of
+from graph_passes.graph import Graph, drop_inputs, has_input, shape_of
 
 
 def axes_input_to_attribute(graph: Graph, node: gs.Node) -> None:
     """Squeeze, Unsqueeze, Reduce*(x, axes) -> op(x){axes}; a reduction over no axes at all may be nothing to do."""
     noop = bool(node.attrs.pop("noop_with_empty_axes", 0))
     axes = graph.require_constant(node, 1, "axes") if has_input(node, 1) else None
-    while len(node.inputs) > 1:
-        node.inputs.pop()
+    drop_inputs(node, 1)
     if axes is not None and axes.size:
         node.attrs["axes"] = [int(axis) for axis in axes.ravel()]
     elif noop:
@@ -35,8 +34,7 @@ def split_input_to_attribute(graph: Graph, node: gs.Node) -> None:
         total = _static(graph, node, node.inputs[0])[node.attrs.get("axis", 0)]
         chunk = -(-total // parts)
         sizes = [chunk] * (parts - 1) + [total - chunk * (parts - 1)]
-    while len(node.inputs) > 1:
-        node.inputs.pop()
+    drop_inputs(node, 1)
     node.attrs["split"] = sizes
 
 

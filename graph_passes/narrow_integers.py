@@ -15,7 +15,7 @@ import onnx
 import onnx.defs
 import onnx_graphsurgeon as gs
 
-from graph_passes.graph import Graph
+from graph_passes.graph import Graph, set_input
 from graph_passes.pass_manager import GraphPass, PassContext, PassResult
 
 INT32 = np.iinfo(np.int32)
@@ -67,7 +67,7 @@ class _Narrowing:
                 continue
             for index, tensor in enumerate(list(node.inputs)):
                 if _formal(schema.inputs, index).type_str == variable and _is_int64(tensor):
-                    node.inputs[index] = self._narrow(tensor, node)
+                    set_input(node, index, self._narrow(tensor, node))
             for index, tensor in enumerate(node.outputs):
                 if _formal(schema.outputs, index).type_str == variable and _is_int64(tensor):
                     tensor.dtype = np.dtype(np.int32)

@@ -4,6 +4,7 @@ The import drops nothing that changes results: an attribute or a field that it c
 """
 from __future__ import annotations
 
+import collections
 import dataclasses
 import heapq
 from collections.abc import Callable
@@ -104,7 +105,7 @@ class Graph:
         """(initializer, tensor that holds its new value) of the ops that write a variable."""
         found = [pair for op in self.ops for pair in op.updates]
         written = [(name, value) for name, value in found if name in self.initializers]
-        twice = [name for name in dict(written) if sum(name == other for other, _ in written) > 1]
+        twice = [name for name, count in collections.Counter(name for name, _ in written).items() if count > 1]
         if twice:  # the second would have to read what the first wrote
             raise unsupported(f"two ops that write the variable '{twice[0]}' in one step", "Give each its own variable.")
         return written

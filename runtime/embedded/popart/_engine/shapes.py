@@ -99,12 +99,11 @@ def infer(op: Op, graph: Graph, mode) -> dict[str, TensorInfo]:
 def _quiet():
     """torch logs a traceback for every shape that it refuses; the exception that follows says all there is to say."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    before, logger.disabled = logger.disabled, True  # not setLevel: that empties the caches of all loggers
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.disabled = before
 
 
 def fake_like(info: TensorInfo):
