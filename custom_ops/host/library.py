@@ -7,21 +7,14 @@ in the channels_last memory format has that memory. ctypes releases the GIL whil
 
 from __future__ import annotations
 
-import ctypes
-import os
 from dataclasses import astuple, dataclass
-from pathlib import Path
-from typing import Any, Callable, Dict, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import numpy as np
 
+from custom_ops.host.convolutions import Convolutions
+from custom_ops.host.native import INT64, common_dtype, thread_count
 from custom_ops.schema import NO_SCORE_THRESHOLD, CustomOpError
-from runtime.errors import EnvironmentProblem
-
-ABI = 2
-_SUFFIX = {"float32": "f32", "float64": "f64"}
-Bounds = Tuple[float, float]
-_INT, _INT64, _DOUBLE, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 
 @dataclass(frozen=True)
@@ -52,34 +45,8 @@ class RoiAlignShape:
         return (*rois, *bins, self.channels) if channels_last else (*rois, self.channels, *bins)
 
 
-class HostKernels:
+class HostKernels(Convolutions):
     """A loaded host library; get it from `custom_ops.host.load()`. Thread-safe: it holds no state."""
-
-    def __init__(self, path: Path) -> None:
-        """Load the library at `path`, which must come from `build.build_library`. Raises EnvironmentProblem."""
-        self.path = path
-        try:
-            self._library = ctypes.CDLL(str(path))
-            abi = self._library.popdet_host_abi()
-        except (OSError, AttributeError) as error:
-            raise EnvironmentProblem(f"cannot load the host kernels at {path}: {error}; delete that file") from error
-        if abi != ABI:
-            raise EnvironmentProblem(f"{path} has interface {abi}, not {ABI}; delete that file")
-        nms = (_POINTER, _POINTER, _INT64, _INT64, _DOUBLE, _DOUBLE, _INT64, _INT, _POINTER)
-        roi_align = (_POINTER, _POINTER, _POINTER, _DOUBLE, _INT, _INT, _POINTER)
-        self._functions: Dict[Tuple[str, str], Callable[..., int]] = {}
-        kernels: Dict[str, Tuple[Any, ...]] = {
-            "nms": nms,
-            "roi_align_forward": roi_align,
-            "roi_align_backward": roi_align,
-            "depthwise_forward": (*[_POINTER] * 5, _INT, _POINTER),
-            "depthwise_backward": (*[_POINTER] * 6, _INT, *[_POINTER] * 3),
-        }
-        for name, types in kernels.items():
-            for dtype, suffix in _SUFFIX.items():
-                function = self._library[f"popdet_{name}_{suffix}"]
-                function.argtypes = types
-                self._functions[name, dtype] = function
 
     def nms(
         self,
@@ -91,7 +58,7 @@ class HostKernels:
         threads: Optional[int] = None,
     ) -> np.ndarray:
         """scores [B,N], boxes [B,N,4] -> kept rows, int32 [B,max_keep], best first, padded with -1."""
-        dtype = _common_dtype("nms", scores, boxes)
+        dtype = common_dtype("nms", scores, boxes)
         if scores.ndim != 2 or boxes.shape != (*scores.shape, 4):
             raise CustomOpError(f"nms: scores [B,N] and boxes [B,N,4] expected, not {scores.shape} and {boxes.shape}")
         scores, boxes = np.ascontiguousarray(scores), np.ascontiguousarray(boxes)
@@ -121,7 +88,7 @@ class HostKernels:
         if batch < 0 or not 0 <= rows < 2**31 or max_keep >= 2**31:
             raise CustomOpError(f"nms: sizes out of range: batch {batch}, rows {rows}, max_keep {max_keep}")
         sizes = (batch, rows, iou_threshold, score_threshold, max_keep)
-        self._call("nms", dtype, scores, boxes, *sizes, _threads(threads), keep)
+        self.call("nms", dtype, scores, boxes, *sizes, thread_count(threads), keep)
 
     def roi_align_forward(
         self,
@@ -135,7 +102,7 @@ class HostKernels:
         threads: Optional[int] = None,
     ) -> np.ndarray:
         """features [B,C,H,W], rois [B,D,4 or 5] -> [B,D,C,height,width]; channels_last: see the module."""
-        dtype = _common_dtype("roi_align", features, rois)
+        dtype = common_dtype("roi_align", features, rois)
         shape = _roi_align_shape(features.shape, rois, height, width, sampling_ratio, channels_last)
         features, rois = np.ascontiguousarray(features), np.ascontiguousarray(rois)
         aligned = np.empty(shape.aligned(channels_last), features.dtype)
@@ -157,7 +124,7 @@ class HostKernels:
 
         With channels_last, grad is [B,D,h,w,C] and feature_shape [B,H,W,C]. The same bits for any number of threads.
         """
-        dtype = _common_dtype("roi_align backward", grad, rois)
+        dtype = common_dtype("roi_align backward", grad, rois)
         if grad.ndim != 5:
             raise CustomOpError(f"roi_align backward: grad must have 5 dimensions, not {grad.shape}")
         height, width = grad.shape[2:4] if channels_last else grad.shape[3:5]
@@ -199,57 +166,6 @@ class HostKernels:
         pointers = (grad, rois, grad_features)
         self._roi_align("roi_align_backward", dtype, *pointers, shape, spatial_scale, channels_last, threads)
 
-    def depthwise_forward(
-        self,
-        x: np.ndarray,
-        filters: np.ndarray,
-        bias: np.ndarray,
-        stride: int,
-        before: Bounds,
-        after: Bounds,
-        threads: Optional[int] = None,
-    ) -> np.ndarray:
-        """clip(conv(clip(x, before)) + bias, after): x [B,H,W,C], filters [C,1,3,3], bias [C] -> y [B,h,w,C].
-
-        A 3x3 convolution of each channel by itself, padding 1, stride 1 or 2. Bounds are (low, high), infinite where
-        there is no clip. NaN stays NaN.
-        """
-        dtype = _common_dtype("depthwise", x, filters, bias)
-        y = np.empty(_depthwise_output(x, filters, stride, before, after), x.dtype)
-        if bias.shape != x.shape[3:]:
-            raise CustomOpError(f"depthwise: bias [C] expected, C = {x.shape[3]}, not {bias.shape}")
-        x, filters, bias = np.ascontiguousarray(x), np.ascontiguousarray(filters), np.ascontiguousarray(bias)
-        sizes, bounds = (_INT64 * 5)(*x.shape, stride), (_DOUBLE * 4)(*before, *after)
-        pointers = (x.ctypes.data, filters.ctypes.data, bias.ctypes.data)
-        self._call("depthwise_forward", dtype, *pointers, sizes, bounds, _threads(threads), y.ctypes.data)
-        return y
-
-    def depthwise_backward(
-        self,
-        grad: np.ndarray,
-        y: np.ndarray,
-        x: np.ndarray,
-        filters: np.ndarray,
-        stride: int,
-        before: Bounds,
-        after: Bounds,
-        threads: Optional[int] = None,
-    ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Gradients of x, filters and bias, from that of y and what forward read and gave.
-
-        A clip has the gradient 1 strictly between its bounds, else 0. The same bits for any number of threads.
-        """
-        dtype = _common_dtype("depthwise backward", grad, y, x, filters)
-        expected = _depthwise_output(x, filters, stride, before, after)
-        if grad.shape != expected or y.shape != expected:
-            raise CustomOpError(f"depthwise backward: grad is {grad.shape} and y {y.shape}, not {expected}")
-        arrays = [np.ascontiguousarray(array) for array in (grad, y, x, filters)]
-        made = np.empty(x.shape, x.dtype), np.empty(filters.shape, x.dtype), np.empty(x.shape[3], x.dtype)
-        sizes, bounds = (_INT64 * 5)(*x.shape, stride), (_DOUBLE * 4)(*before, *after)
-        read, written = [array.ctypes.data for array in arrays], [array.ctypes.data for array in made]
-        self._call("depthwise_backward", dtype, *read, sizes, bounds, _threads(threads), *written)
-        return made
-
     def _roi_align(
         self,
         name: str,
@@ -262,21 +178,8 @@ class HostKernels:
         channels_last: bool,
         threads: Optional[int],
     ) -> None:
-        sizes = (_INT64 * 9)(*astuple(shape))
-        self._call(name, dtype, values, rois, sizes, spatial_scale, int(channels_last), _threads(threads), out)
-
-    def _call(self, name: str, dtype: str, *arguments: Any) -> None:
-        if dtype not in _SUFFIX:
-            raise CustomOpError(f"{name}: host kernels take {' or '.join(_SUFFIX)}, not {dtype}")
-        if self._functions[name, dtype](*arguments) != 0:
-            raise MemoryError(f"{name}: out of memory in the host kernel")
-
-
-def _common_dtype(op: str, *arrays: np.ndarray) -> str:
-    names = [array.dtype.name for array in arrays]
-    if len(set(names)) != 1 or names[0] not in _SUFFIX:
-        raise CustomOpError(f"{op}: all inputs must be float32, or all float64, not {', '.join(names)}")
-    return names[0]
+        sizes = (INT64 * 9)(*astuple(shape))
+        self.call(name, dtype, values, rois, sizes, spatial_scale, int(channels_last), thread_count(threads), out)
 
 
 def _roi_align_shape(
@@ -287,28 +190,3 @@ def _roi_align_shape(
     batch, rows, columns, channels = features if channels_last else (features[0], *features[2:], features[1])
     num_rois, roi_columns = rois.shape[1:]
     return RoiAlignShape(batch, channels, rows, columns, num_rois, roi_columns, height, width, sampling_ratio)
-
-
-def _depthwise_output(
-    x: np.ndarray, filters: np.ndarray, stride: int, before: Bounds, after: Bounds
-) -> Tuple[int, int, int, int]:
-    """The shape of y; refuses what the kernel must not be given."""
-    if x.ndim != 4 or filters.shape != (x.shape[3], 1, 3, 3) or min(x.shape[1:]) < 1:
-        raise CustomOpError(f"depthwise: x [B,H,W,C] and filters [C,1,3,3] expected, not {x.shape} and {filters.shape}")
-    if stride not in (1, 2):
-        raise CustomOpError(f"depthwise: stride is {stride}; 1 or 2 is needed")
-    for low, high in (before, after):
-        if not low <= high:
-            raise CustomOpError(f"depthwise: bounds are {low}, {high}; low <= high is needed, and no NaN")
-    batch, height, width, channels = x.shape
-    return batch, (height - 1) // stride + 1, (width - 1) // stride + 1, channels
-
-
-def _threads(wanted: Optional[int]) -> int:
-    """`wanted`, or what OMP_NUM_THREADS allows, or the CPUs this process may use. Results do not depend on it."""
-    if wanted is not None:
-        return max(1, wanted)
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    if limit.isdigit() and int(limit) > 0:
-        return int(limit)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,7 +11,9 @@
 #include "../kernels/nms.hpp"
 #include "../kernels/roi_align.hpp"
 #include "depthwise.hpp"
+#include "inverted_residual.hpp"
 #include "parallel.hpp"
+#include "winograd.hpp"
 
 namespace {
 
@@ -210,6 +212,23 @@ popdet::Depthwise<T> make_depthwise(const int64_t* shape, const double* bounds) 
           static_cast<long>(shape[3]), static_cast<long>(shape[4]), {bound(0), bound(1)}, {bound(2), bound(3)}};
 }
 
+// low, high
+template <typename T>
+popdet::Bounds<T> make_bounds(const double* bounds) {
+  return {static_cast<T>(bounds[0]), static_cast<T>(bounds[1])};
+}
+
+// shape: batch, height, width, input channels, output channels
+popdet::Winograd make_winograd(const int64_t* shape) {
+  const auto at = [&](int i) { return static_cast<long>(shape[i]); };
+  return {at(0), at(1), at(2), at(3), at(4)};
+}
+
+// shape: rows, columns, depth
+popdet::Gemm make_gemm(const int64_t* shape) {
+  return {1, static_cast<long>(shape[0]), static_cast<long>(shape[1]), static_cast<long>(shape[2])};
+}
+
 }  // namespace
 
 // scores [batch, rows], boxes [batch, rows, 4], keep int32 [batch, max_keep].
@@ -241,10 +260,47 @@ popdet::Depthwise<T> make_depthwise(const int64_t* shape, const double* bounds) 
       popdet::depthwise_backward(make_depthwise<T>(shape, bounds), grad, y, x, filters, threads, grad_x, grad_filters, \
                                  grad_bias);                                                                           \
     });                                                                                                                \
+  }                                                                                                                    \
+  int popdet_pack_filters_##SUFFIX(const T* filters, const int64_t* shape, int threads, T* packed) {                   \
+    const popdet::Gemm s = make_gemm(shape);                                                                           \
+    return guarded([&]() { popdet::gemm_pack<T>(s, {filters, s.depth, 1}, threads, packed); });                        \
+  }                                                                                                                    \
+  int popdet_pointwise_##SUFFIX(const T* x, const T* packed, const T* bias, const T* addend, const int64_t* shape,     \
+                                const double* bounds, int threads, T* y) {                                             \
+    const popdet::Gemm s = make_gemm(shape);                                                                           \
+    const popdet::Epilogue<T> epilogue{bias, addend, make_bounds<T>(bounds)};                                          \
+    return guarded([&]() { popdet::gemm<T>(s, {x, s.depth, 1}, 0, packed, epilogue, threads, y); });                   \
+  }                                                                                                                    \
+  int popdet_inverted_residual_##SUFFIX(const T* x, const T* expand, const T* expand_bias, const T* filters,           \
+                                        const T* bias, const T* project, const T* project_bias, const T* addend,       \
+                                        const int64_t* shape, const double* bounds, int threads, T* y) {               \
+    const popdet::InvertedResidual<T> s{make_depthwise<T>(shape, bounds), static_cast<long>(shape[5]),                 \
+                                        static_cast<long>(shape[6]), expand, expand_bias, filters, bias, project,      \
+                                        project_bias};                                                                 \
+    return guarded([&]() { popdet::inverted_residual(s, x, addend, threads, y); });                                    \
+  }                                                                                                                    \
+  int popdet_winograd_filters_##SUFFIX(const T* filters, const int64_t* shape, int threads, T* packed) {               \
+    const long outputs = static_cast<long>(shape[0]), inputs = static_cast<long>(shape[1]);                            \
+    return guarded([&]() {                                                                                             \
+      popdet::winograd_filters<T>(outputs, inputs, {filters, inputs * popdet::kTaps, popdet::kTaps}, threads, packed); \
+    });                                                                                                                \
+  }                                                                                                                    \
+  int popdet_winograd_forward_##SUFFIX(const T* x, const T* packed, const T* bias, const int64_t* shape,               \
+                                       const double* bounds, int threads, T* y) {                                      \
+    return guarded([&]() {                                                                                             \
+      popdet::winograd_forward(make_winograd(shape), make_bounds<T>(bounds), x, packed, bias, threads, y);             \
+    });                                                                                                                \
+  }                                                                                                                    \
+  int popdet_winograd_backward_##SUFFIX(const T* grad, const T* y, const T* x, const T* filters, const int64_t* shape, \
+                                        const double* bounds, int threads, T* grad_x, T* grad_filters, T* grad_bias) { \
+    return guarded([&]() {                                                                                             \
+      popdet::winograd_backward(make_winograd(shape), make_bounds<T>(bounds), grad, y, x, filters, threads, grad_x,    \
+                                grad_filters, grad_bias);                                                              \
+    });                                                                                                                \
   }
 
 extern "C" {
-int popdet_host_abi() { return 2; }
+int popdet_host_abi() { return 3; }
 POPDET_EXPORT(float, f32)
 POPDET_EXPORT(double, f64)
 }

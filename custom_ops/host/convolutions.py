@@ -1,0 +1,238 @@
+"""Convolutions of the host library, channels-last: depthwise 3x3, pointwise (1x1), and 3x3 by Winograd's method.
+
+Each takes a bias and a clip along. Bounds are (low, high), infinite where there is no clip; a clip has the gradient 1
+strictly between its bounds, else 0. NaN stays NaN. The same bits for any number of threads. Filters come as a
+convolution has them, [K, C / group, height, width], and for the last two kinds are packed once, ahead.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Optional, Tuple
+
+import numpy as np
+
+from custom_ops.host.native import DOUBLE, INT64, NativeLibrary, common_dtype, thread_count
+from custom_ops.schema import CustomOpError
+
+PANEL = 32  # channels side by side in packed filters, see gemm.hpp
+WINOGRAD_POINTS = 36  # of a tile of 6x6, see winograd.hpp
+Bounds = Tuple[float, float]
+
+
+def pointwise_packed_shape(outputs: int, inputs: int) -> Tuple[int, int, int]:
+    """Of what `pack_filters` makes of [outputs, inputs, 1, 1]."""
+    return -(-outputs // PANEL), inputs, PANEL
+
+
+def winograd_packed_shape(outputs: int, inputs: int) -> Tuple[int, int, int, int]:
+    """Of what `winograd_filters` makes of [outputs, inputs, 3, 3]."""
+    return (WINOGRAD_POINTS, *pointwise_packed_shape(outputs, inputs))
+
+
+class Convolutions(NativeLibrary):
+    """The methods; see the module."""
+
+    def depthwise_forward(
+        self,
+        x: np.ndarray,
+        filters: np.ndarray,
+        bias: np.ndarray,
+        stride: int,
+        before: Bounds,
+        after: Bounds,
+        threads: Optional[int] = None,
+    ) -> np.ndarray:
+        """clip(conv(clip(x, before)) + bias, after): x [B,H,W,C], filters [C,1,3,3], bias [C] -> y [B,h,w,C].
+
+        A 3x3 convolution of each channel by itself, padding 1, stride 1 or 2.
+        """
+        dtype = common_dtype("depthwise", x, filters, bias)
+        y = np.empty(_depthwise_output(x, filters, stride, before, after), x.dtype)
+        if bias.shape != x.shape[3:]:
+            raise CustomOpError(f"depthwise: bias [C] expected, C = {x.shape[3]}, not {bias.shape}")
+        x, filters, bias = np.ascontiguousarray(x), np.ascontiguousarray(filters), np.ascontiguousarray(bias)
+        sizes, bounds = (INT64 * 5)(*x.shape, stride), (DOUBLE * 4)(*before, *after)
+        pointers = (x.ctypes.data, filters.ctypes.data, bias.ctypes.data)
+        self.call("depthwise_forward", dtype, *pointers, sizes, bounds, thread_count(threads), y.ctypes.data)
+        return y
+
+    def depthwise_backward(
+        self,
+        grad: np.ndarray,
+        y: np.ndarray,
+        x: np.ndarray,
+        filters: np.ndarray,
+        stride: int,
+        before: Bounds,
+        after: Bounds,
+        threads: Optional[int] = None,
+    ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Gradients of x, filters and bias, from that of y and what forward read and gave."""
+        dtype = common_dtype("depthwise backward", grad, y, x, filters)
+        expected = _depthwise_output(x, filters, stride, before, after)
+        if grad.shape != expected or y.shape != expected:
+            raise CustomOpError(f"depthwise backward: grad is {grad.shape} and y {y.shape}, not {expected}")
+        arrays = [np.ascontiguousarray(array) for array in (grad, y, x, filters)]
+        made = np.empty(x.shape, x.dtype), np.empty(filters.shape, x.dtype), np.empty(x.shape[3], x.dtype)
+        sizes, bounds = (INT64 * 5)(*x.shape, stride), (DOUBLE * 4)(*before, *after)
+        read, written = [array.ctypes.data for array in arrays], [array.ctypes.data for array in made]
+        self.call("depthwise_backward", dtype, *read, sizes, bounds, thread_count(threads), *written)
+        return made
+
+    def pack_filters(self, filters: np.ndarray, threads: Optional[int] = None) -> np.ndarray:
+        """[K,C,1,1] -> what `pointwise` takes, [ceil(K / 32), C, 32]."""
+        return self._packed("pack_filters", filters, 1, pointwise_packed_shape, threads)
+
+    def pointwise(
+        self,
+        x: np.ndarray,
+        packed: np.ndarray,
+        bias: np.ndarray,
+        addend: Optional[np.ndarray],
+        after: Bounds,
+        threads: Optional[int] = None,
+    ) -> np.ndarray:
+        """clip(conv(x) + bias + addend, after): x [B,H,W,C], bias [K], addend [B,H,W,K] or None -> [B,H,W,K]."""
+        arrays = [x, packed, bias] if addend is None else [x, packed, bias, addend]
+        dtype = common_dtype("pointwise", *arrays)
+        _check_packed("pointwise", x, packed, bias, after, pointwise_packed_shape)
+        y = np.empty((*x.shape[:3], bias.shape[0]), x.dtype)
+        if addend is not None and addend.shape != y.shape:
+            raise CustomOpError(f"pointwise: the addend is {addend.shape}, not {y.shape}")
+        x, packed, bias, *added = (np.ascontiguousarray(array) for array in arrays)
+        sizes = (INT64 * 3)(x.size // x.shape[3], y.shape[3], x.shape[3])
+        pointers = (x.ctypes.data, packed.ctypes.data, bias.ctypes.data, added[0].ctypes.data if added else None)
+        self.call("pointwise", dtype, *pointers, sizes, (DOUBLE * 2)(*after), thread_count(threads), y.ctypes.data)
+        return y
+
+    def inverted_residual(
+        self,
+        x: np.ndarray,
+        expand: Optional[Tuple[np.ndarray, np.ndarray]],
+        depthwise: Tuple[np.ndarray, np.ndarray],
+        project: Tuple[np.ndarray, np.ndarray],
+        addend: Optional[np.ndarray],
+        stride: int,
+        before: Bounds,
+        after: Bounds,
+        threads: Optional[int] = None,
+    ) -> np.ndarray:
+        """project(depthwise(expand(x))) + addend, with the clips of `depthwise_forward`: x [B,H,W,C] -> y [B,h,w,K].
+
+        expand (None: x as it is) and project are (packed filters of `pack_filters`, bias), depthwise is (filters
+        [M,1,3,3], bias [M]). addend is [B,h,w,K] or None. For many small maps: what lies between is never written out.
+        """
+        filters, bias, packed, project_bias = *depthwise, *project
+        given = [x, filters, bias, packed, project_bias, *(expand or ()), *(() if addend is None else (addend,))]
+        dtype, channels = common_dtype("inverted residual", *given), filters.shape[0]
+        if expand is not None:
+            _check_packed("inverted residual", x, *expand, before, pointwise_packed_shape)
+        wide = np.broadcast_to(x[..., :1], (*x.shape[:3], channels)) if expand is not None and x.ndim == 4 else x
+        rows = _depthwise_output(wide, filters, stride, before, after)
+        _check_packed("inverted residual", np.broadcast_to(x[:0, :1, :1, :1], (0, 1, 1, channels)), packed, project_bias, after,
+                      pointwise_packed_shape)
+        y = np.empty((*rows[:3], project_bias.shape[0]), x.dtype)
+        if bias.shape != (channels,) or (addend is not None and addend.shape != y.shape):
+            raise CustomOpError(f"inverted residual: bias {bias.shape} or addend does not fit {channels} channels, {y.shape}")
+        arrays = [None if a is None else np.ascontiguousarray(a) for a in (x, *(expand or (None, None)), *given[1:5], addend)]
+        sizes, bounds = (INT64 * 7)(*x.shape[:3], channels, stride, x.shape[3], y.shape[3]), (DOUBLE * 4)(*before, *after)
+        pointers = (None if array is None else array.ctypes.data for array in arrays)
+        self.call("inverted_residual", dtype, *pointers, sizes, bounds, thread_count(threads), y.ctypes.data)
+        return y
+
+    def winograd_filters(self, filters: np.ndarray, threads: Optional[int] = None) -> np.ndarray:
+        """[K,C,3,3] -> what `winograd_forward` takes, [36, ceil(K / 32), C, 32]."""
+        return self._packed("winograd_filters", filters, 3, winograd_packed_shape, threads)
+
+    def winograd_forward(
+        self, x: np.ndarray, packed: np.ndarray, bias: np.ndarray, after: Bounds, threads: Optional[int] = None
+    ) -> np.ndarray:
+        """clip(conv(x) + bias, after), 3x3 with padding 1 and stride 1: x [B,H,W,C], bias [K] -> y [B,H,W,K].
+
+        Method and accuracy: winograd.hpp.
+        """
+        dtype = common_dtype("winograd", x, packed, bias)
+        _check_packed("winograd", x, packed, bias, after, winograd_packed_shape)
+        y = np.empty((*x.shape[:3], bias.shape[0]), x.dtype)
+        x, packed, bias = np.ascontiguousarray(x), np.ascontiguousarray(packed), np.ascontiguousarray(bias)
+        sizes, pointers = (INT64 * 5)(*x.shape, bias.shape[0]), (x.ctypes.data, packed.ctypes.data, bias.ctypes.data)
+        self.call("winograd_forward", dtype, *pointers, sizes, (DOUBLE * 2)(*after), thread_count(threads), y.ctypes.data)
+        return y
+
+    def winograd_backward(
+        self,
+        grad: np.ndarray,
+        y: np.ndarray,
+        x: np.ndarray,
+        filters: np.ndarray,
+        after: Bounds,
+        threads: Optional[int] = None,
+    ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Gradients of x, filters [K,C,3,3] and bias, from that of y and what forward read and gave."""
+        dtype = common_dtype("winograd backward", grad, y, x, filters)
+        _check_filters("winograd backward", filters, 3)
+        expected = (*x.shape[:3], filters.shape[0])
+        if (x.ndim != 4 or min(x.shape[1:]) < 1 or x.shape[3] != filters.shape[1] or grad.shape != expected
+                or y.shape != expected):  # fmt: skip
+            raise CustomOpError(f"winograd backward: x is {x.shape}, grad {grad.shape} and y {y.shape}, not {expected}")
+        _check_bounds("winograd backward", after)
+        arrays = [np.ascontiguousarray(array) for array in (grad, y, x, filters)]
+        made = np.empty(x.shape, x.dtype), np.empty(filters.shape, x.dtype), np.empty(filters.shape[0], x.dtype)
+        sizes, bounds = (INT64 * 5)(*x.shape, filters.shape[0]), (DOUBLE * 2)(*after)
+        read, written = [array.ctypes.data for array in arrays], [array.ctypes.data for array in made]
+        self.call("winograd_backward", dtype, *read, sizes, bounds, thread_count(threads), *written)
+        return made
+
+    def _packed(
+        self,
+        name: str,
+        filters: np.ndarray,
+        side: int,
+        shape: Callable[[int, int], Tuple[int, ...]],
+        threads: Optional[int],
+    ) -> np.ndarray:
+        dtype, filters = common_dtype(name, filters), np.ascontiguousarray(filters)
+        _check_filters(name, filters, side)
+        packed = np.empty(shape(*filters.shape[:2]), filters.dtype)
+        sizes = (INT64 * 3)(0, *filters.shape[:2]) if side == 1 else (INT64 * 2)(*filters.shape[:2])
+        self.call(name, dtype, filters.ctypes.data, sizes, thread_count(threads), packed.ctypes.data)
+        return packed
+
+
+def _check_filters(op: str, filters: np.ndarray, side: int) -> None:
+    if filters.ndim != 4 or filters.shape[2:] != (side, side) or min(filters.shape) < 1:
+        raise CustomOpError(f"{op}: filters [K,C,{side},{side}] expected, not {filters.shape}")
+
+
+def _check_packed(
+    op: str,
+    x: np.ndarray,
+    packed: np.ndarray,
+    bias: np.ndarray,
+    after: Bounds,
+    shape: Callable[[int, int], Tuple[int, ...]],
+) -> None:
+    if (x.ndim != 4 or min(x.shape[1:]) < 1 or bias.ndim != 1 or bias.size < 1
+            or packed.shape != shape(bias.shape[0], x.shape[3])):  # fmt: skip
+        raise CustomOpError(f"{op}: x [B,H,W,C], packed filters and bias [K] expected, not {x.shape}, {packed.shape} and "
+                            f"{bias.shape}")
+    _check_bounds(op, after)
+
+
+def _check_bounds(op: str, bounds: Bounds) -> None:
+    if not bounds[0] <= bounds[1]:
+        raise CustomOpError(f"{op}: bounds are {bounds[0]}, {bounds[1]}; low <= high is needed, and no NaN")
+
+
+def _depthwise_output(
+    x: np.ndarray, filters: np.ndarray, stride: int, before: Bounds, after: Bounds
+) -> Tuple[int, int, int, int]:
+    """The shape of y; refuses what the kernel must not be given."""
+    if x.ndim != 4 or filters.shape != (x.shape[3], 1, 3, 3) or min(x.shape[1:]) < 1:
+        raise CustomOpError(f"depthwise: x [B,H,W,C] and filters [C,1,3,3] expected, not {x.shape} and {filters.shape}")
+    if stride not in (1, 2):
+        raise CustomOpError(f"depthwise: stride is {stride}; 1 or 2 is needed")
+    _check_bounds("depthwise", before)
+    _check_bounds("depthwise", after)
+    batch, height, width, channels = x.shape
+    return batch, (height - 1) // stride + 1, (width - 1) // stride + 1, channels
