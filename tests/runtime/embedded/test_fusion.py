@@ -60,7 +60,7 @@ def test_numbers_and_gradients_are_those_of_the_single_ops(stride, bias, library
 
 
 def _kinds(graph, wanted) -> list[str]:
-    return ["fused" if op.run else op.op_type for op, _ in fuse(graph, plan(graph, wanted), wanted)]
+    return ["fused" if op.run else op.op_type for op, _ in fuse(graph, plan(graph, wanted), wanted, training=True)]
 
 
 def test_what_is_wanted_in_between_is_kept() -> None:
@@ -70,7 +70,7 @@ def test_what_is_wanted_in_between_is_kept() -> None:
     assert _kinds(graph, ["loss", "d"]) == ["Conv", "fused", "Clip", "Conv", "ReduceMean"]
     weights, inputs = _tensors(graph)
     wanted = ["loss", "a", "d"]
-    found = run_ops(graph, {**weights, **inputs}, wanted, fuse(graph, plan(graph, wanted), wanted))
+    found = run_ops(graph, {**weights, **inputs}, wanted, fuse(graph, plan(graph, wanted), wanted, training=True))
     expected = run_ops(graph, {**weights, **inputs}, wanted, plan(graph, wanted))
     for name in wanted:
         torch.testing.assert_close(found[name], expected[name])

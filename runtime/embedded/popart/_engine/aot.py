@@ -2,6 +2,8 @@
 
     graph -> fn(*weights, *inputs[, seed]) -> FX graph of aten ops -> .pt2 (native code; weights stay inputs)
 
+What inference computes from weights alone is no part of its program: constants.py runs it once for a set of weights.
+
 A program is keyed on everything that its native code depends on; a key that differs is refused, never run.
 """
 from __future__ import annotations
@@ -23,9 +25,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import popart_exception
+from .constants import Prepared, split
+from .fusion import fuse
 from .ir import Graph
-from .program import Tensors, forward_function, plan, step_function
-from .shapes import device_dtype
+from .program import Tensors, plan, run_ops, step_function
+from .shapes import device_dtype, fake_like
 
 FORMAT_VERSION = 1
 KEY_MEMBER = "extra/popdet_key.json"  # in the one folder of the .pt2, which is a zip file
@@ -194,11 +198,11 @@ class _Compiled:
     def __init__(self, path: Path, key: dict[str, Any], graph: Graph, scratch=None):
         import torch
 
-        from . import custom, depthwise  # noqa: F401  a program calls popdet's custom ops by name
-
+        _register_custom_ops()
         self.path, self.key, self._scratch = path, key, scratch
-        weights, inputs = _arguments(graph, key)
-        self._info = {name: graph.info[name] for name in (*weights, *inputs)}
+        self._function = _Function(graph, key)
+        names = (*self._function.weights, *self._function.inputs)
+        self._info = {name: graph.info[name] for name in names}
         try:
             self._run = torch._inductor.aoti_load_package(str(path))
         except Exception as error:
@@ -211,7 +215,8 @@ class _Compiled:
 
     def __call__(self, weights, inputs, seed):
         """(outputs, gradients) by name."""
-        arguments = []
+        prepared = self._function.prepared(weights)
+        arguments = [prepared[name] for name in self._function.prepared.names]
         for name, info in self._info.items():
             tensor = weights[name] if name in weights else inputs[name]
             if tuple(tensor.shape) != info.dims or tensor.dtype != _torch_dtype(info):
@@ -231,11 +236,47 @@ def _torch_dtype(info):
     return getattr(torch, device_dtype(info.dtype).name)
 
 
-def _arguments(graph, key):
-    """(weights, inputs) that the function of `key` reads."""
-    asked = {*key["wanted"], *key["grads_of"], *filter(None, [key["loss"]])}
-    read = asked.union(*(op.inputs for op, _ in plan(graph, asked)))
-    return sorted(read.intersection(graph.initializers)), [name for name in graph.inputs if name in read]
+class _Function:
+    """What the native function of a key computes, and its arguments: what is prepared from weights, weights, inputs."""
+
+    def __init__(self, graph: Graph, key: dict[str, Any]):
+        self.graph, self.key, wanted = graph, key, key["wanted"]
+        ahead: list = []
+        names: list[str] = []
+        if key["kind"] == "forward":
+            fused = fuse(graph, plan(graph, wanted), wanted, training=False)
+            ahead, self.steps, names = split(graph, fused, wanted)
+        else:
+            self.steps = plan(graph, {*wanted, *key["grads_of"], *filter(None, [key["loss"]])})
+        self.prepared = Prepared(graph, ahead, names)
+        read = {*wanted, *key["grads_of"]}.union(*(op.inputs for op, _ in self.steps))
+        self.weights = sorted(read.intersection(graph.initializers))
+        self.inputs = [name for name in graph.inputs if name in read]
+
+    def __call__(self, named: Tensors, seed) -> tuple:
+        """The wanted tensors, then the gradients. named: every argument but the seed."""
+        import torch
+
+        wanted, grads_of = self.key["wanted"], self.key["grads_of"]
+        if self.key["kind"] == "forward":
+            with torch.no_grad():
+                outputs = run_ops(self.graph, named, wanted, self.steps)
+            return tuple(outputs[name] for name in wanted)
+        step = step_function(self.graph, self.key["loss"], wanted, grads_of, fused=True)
+        weights = {name: named[name] for name in self.weights}
+        outputs, grads = step(weights, {name: named[name] for name in self.inputs}, seed)
+        return (*(outputs[name] for name in wanted), *(grads[name] for name in grads_of))
+
+    def example(self) -> list:
+        """Arguments of the right types: zeros."""
+        import torch
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            made = self.prepared({name: fake_like(self.graph.info[name]) for name in self.graph.initializers})
+        zeros = [torch.zeros(made[name].shape, dtype=made[name].dtype) for name in self.prepared.names]
+        zeros += [torch.zeros(i.dims, dtype=_torch_dtype(i)) for i in map(self.graph.info.get, (*self.weights, *self.inputs))]
+        return [*zeros, torch.ones(())] if self.key["kind"] == "step" else zeros
 
 
 def read_key(path: str | os.PathLike) -> dict[str, Any]:
@@ -267,31 +308,16 @@ def check_key(path: str | os.PathLike, wanted: dict[str, Any]) -> None:
 
 def trace(graph: Graph, key: dict[str, Any]):
     """(FX graph module of aten ops, example arguments) of the function that `key` names. Runs nothing on real data."""
-    import torch
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    weights, inputs = _arguments(graph, key)
-    wanted, grads_of, training = key["wanted"], key["grads_of"], key["kind"] == "step"
-    if training:
-        step = step_function(graph, key["loss"], wanted, grads_of, fused=True)
-    else:
-        forward = forward_function(graph, wanted)
+    _register_custom_ops()
+    function = _Function(graph, key)
+    names = (*function.prepared.names, *function.weights, *function.inputs)
+    examples = function.example()
 
     def flat(*tensors):
-        named = dict(zip([*weights, *inputs], tensors))
-        groups = {n: named[n] for n in weights}, {n: named[n] for n in inputs}
-        if training:
-            outputs, grads = step(*groups, tensors[-1])
-        else:
-            with torch.no_grad():
-                outputs, grads = forward(*groups), {}
-        results = [*(outputs[n] for n in wanted), *(grads[n] for n in grads_of)]
-        return tuple(_own(t, tensors) for t in results)
+        return tuple(_own(t, tensors) for t in function(dict(zip(names, tensors)), tensors[-1]))
 
-    infos = [graph.info[name] for name in (*weights, *inputs)]
-    examples = [torch.zeros(info.dims, dtype=_torch_dtype(info)) for info in infos]
-    if training:
-        examples.append(torch.ones(()))
     return make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples), tuple(examples)
 
 
@@ -304,10 +330,13 @@ def _own(tensor, arguments):
 def _compile_package(graph, key, path):
     import torch
 
-    from . import custom, depthwise  # noqa: F401
-
     module, examples = trace(graph, key)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own internals
         exported = torch.export.export(module, examples, strict=False)
         torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=_INDUCTOR)
+
+
+def _register_custom_ops() -> None:
+    """A program calls popdet's custom ops by name."""
+    from . import custom, depthwise, inverted_residual, pointwise, winograd  # noqa: F401

@@ -5,6 +5,7 @@ once. Being torch ops they survive tracing, and a compiled program calls them by
 """
 import functools
 import importlib
+import math
 import pathlib
 import sys
 import warnings
@@ -92,6 +93,15 @@ def _overlap(box, others):
 # The kernels on feature maps are channels-last, in and out: whatever layout comes in, results are laid out [.., height,
 # width, C] in memory. The tag tells the compiler that inputs need no conversion first.
 ANY_LAYOUT = (torch.Tag.flexible_layout,)
+
+
+# The files of compiled programs cannot hold infinity as an argument, so that for a bound this number stands for it.
+LARGEST = torch.finfo(torch.float32).max
+
+
+def with_infinity(low: float, high: float) -> tuple[float, float]:
+    """Bounds of a clip as the kernels take them."""
+    return low if low > -LARGEST else -math.inf, high if high < LARGEST else math.inf
 
 
 def channels_last_array(tensor):

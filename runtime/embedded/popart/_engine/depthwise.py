@@ -8,19 +8,20 @@ is the host library's (custom_ops/host/depthwise.hpp), channels-last; torch's wh
 """
 import torch
 
-from .custom import ANY_LAYOUT, channels_last_array, host_kernels
+from .custom import ANY_LAYOUT, channels_last_array, host_kernels, with_infinity
 
 
 @torch.library.custom_op("popdet_embedded::depthwise", mutates_args=(), tags=ANY_LAYOUT)
 def depthwise(
     x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor, stride: int, before: list[float], after: list[float]
 ) -> torch.Tensor:
-    """x [B,C,H,W], filters [C,1,3,3], bias [C] -> [B,C,h,w], channels-last. Bounds: [low, high], infinite for no clip."""
+    """x [B,C,H,W], filters [C,1,3,3], bias [C] -> [B,C,h,w], channels-last. Bounds: [low, high], see custom.LARGEST."""
+    before, after = with_infinity(*before), with_infinity(*after)
     kernels = host_kernels() if x.device.type == "cpu" else None
     if kernels is None:
         return _last(depthwise_in_torch(x, filters, bias, stride, before, after))
     out = kernels.depthwise_forward(
-        channels_last_array(x), filters.contiguous().numpy(), bias.numpy(), stride, tuple(before), tuple(after),
+        channels_last_array(x), filters.contiguous().numpy(), bias.numpy(), stride, before, after,
         torch.get_num_threads(),
     )  # fmt: skip
     return torch.from_numpy(out).permute(0, 3, 1, 2)
@@ -39,11 +40,12 @@ def depthwise_backward(
     after: list[float],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of x (channels-last), filters and bias, from that of the result y."""
+    before, after = with_infinity(*before), with_infinity(*after)
     kernels = host_kernels() if grad.device.type == "cpu" else None
     if kernels is None:
         return _backward_in_torch(grad, y, x, filters, stride, before, after)
     to_x, to_filters, to_bias = kernels.depthwise_backward(
-        *map(channels_last_array, (grad, y, x)), filters.contiguous().numpy(), stride, tuple(before), tuple(after),
+        *map(channels_last_array, (grad, y, x)), filters.contiguous().numpy(), stride, before, after,
         torch.get_num_threads(),
     )  # fmt: skip
     return torch.from_numpy(to_x).permute(0, 3, 1, 2), torch.from_numpy(to_filters), torch.from_numpy(to_bias)

@@ -1,96 +1,82 @@
-"""Ops of a plan that one kernel computes together: depthwise 3x3 convolutions with the clips before and behind them.
+"""Ops of a plan that one kernel computes together: what covers what, and where it runs. Which ops: fusion_rules.py.
 
-    Clip -> Conv (group = channels) -> Clip   ->   popdet_embedded::depthwise
-
-Only for a program that is compiled ahead of time, in float32, and where nothing else reads what lies between.
+Only for a program that is compiled ahead of time, and where nothing else reads what lies between. In inference, packing
+filters is an op of its own, so that it is done once (constants.py).
 """
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Iterable
 
 from .ir import Graph, Op
 
 Steps = list  # of (op, the tensors that nothing reads afterwards), see program.plan
-NO_BOUNDS = (-math.inf, math.inf)
 
 
-def fuse(graph: Graph, steps: Steps, wanted: Iterable[str]) -> Steps:
+@dataclasses.dataclass
+class Fused:
+    """`ops` in place of `parts`; the last part is where they run."""
+
+    parts: list[Op]
+    ops: list[Op]
+
+
+def fuse(graph: Graph, steps: Steps, wanted: Iterable[str], training: bool) -> Steps:
     """The same plan with fused ops in place of what they cover. wanted: tensors that must exist."""
-    wanted, readers, makers = set(wanted), {}, {}
-    for op, _ in steps:
-        for name in op.inputs:
-            readers.setdefault(name, []).append(op)
-        makers.update(dict.fromkeys(op.outputs, op))
+    from .fusion_rules import RULES
 
-    def alone(name: str) -> bool:
-        return name not in wanted and len(readers.get(name, ())) == 1
-
-    fused: dict[int, Op] = {}  # id of the last op that one covers -> the fused op
-    covered: dict[int, int] = {}  # id of an op -> id of that last op
-    for op, _ in steps:
-        if not _is_depthwise(graph, op):
-            continue
-        source, last, before, after = op.inputs[0], op, NO_BOUNDS, NO_BOUNDS
-        maker = makers.get(source)
-        if maker is None or id(maker) in covered or not alone(source) or not _bounds(maker):
-            maker = None
-        else:
-            source, before = maker.inputs[0], _bounds(maker)
-        if alone(op.outputs[0]) and _bounds(readers[op.outputs[0]][0]):
-            last = readers[op.outputs[0]][0]
-            after = _bounds(last)
-        covered.update((id(part), id(last)) for part in (maker, op, last) if part is not None)
-        fused[id(last)] = _depthwise(op, source, last.outputs[0], before, after)
-    return _merged(steps, fused, covered)
+    plan = Plan(graph, steps, set(wanted), training)
+    convolutions = [op for op, _ in steps if op.op_type == "Conv" and op.domain in ("", "ai.onnx")]
+    for rule in RULES:
+        for op in convolutions:
+            made = rule(plan, op) if id(op) not in plan.covered else None
+            if made is not None:
+                plan.covered.update((id(part), made) for part in made.parts)
+    return plan.merged()
 
 
-def _is_depthwise(graph: Graph, op: Op) -> bool:
-    if op.op_type != "Conv" or op.domain not in ("", "ai.onnx"):
-        return False
-    x, w = graph.info[op.inputs[0]], graph.info[op.inputs[1]]
-    stride = tuple(op.attr("strides", (1, 1)))
-    return (len(x.dims) == 4 and tuple(w.dims) == (x.dims[1], 1, 3, 3) and op.attr("group", 1) == x.dims[1] > 1
-            and x.dtype == "float32" and w.dtype == "float32" and stride in ((1, 1), (2, 2))
-            and tuple(op.attr("pads", ())) == (1, 1, 1, 1) and op.attr("auto_pad", "NOTSET") == "NOTSET"
-            and tuple(op.attr("dilations", (1, 1))) == (1, 1))  # fmt: skip
+class Plan:
+    """Who makes and who reads a tensor, and what is covered so far."""
 
+    def __init__(self, graph: Graph, steps: Steps, wanted: set[str], training: bool):
+        self.graph, self.steps, self.wanted, self.training = graph, steps, wanted, training
+        self.readers: dict[str, list[Op]] = {}
+        self.makers: dict[str, Op] = {}
+        self.covered: dict[int, Fused] = {}  # id of an op -> what covers it
+        for op, _ in steps:
+            for name in op.inputs:
+                self.readers.setdefault(name, []).append(op)
+            self.makers.update(dict.fromkeys(op.outputs, op))
 
-def _bounds(op: Op) -> tuple[float, float] | None:
-    """(low, high) of a Clip with both, known and in order."""
-    if op.op_type != "Clip" or op.domain not in ("", "ai.onnx"):
-        return None
-    if op.version < 11:
-        low, high = op.attr("min", None), op.attr("max", None)
-    elif len(op.inputs) == 3 and 1 in op.constants and 2 in op.constants:
-        low, high = op.constants[1].item(), op.constants[2].item()
-    else:
-        return None
-    return (float(low), float(high)) if low is not None and high is not None and low < high else None
+    def only_reader(self, op: Op) -> Op | None:
+        """The op that alone, and once, reads the one result of `op`, which need not exist otherwise; None where something
+        covers it."""
+        name = op.outputs[0]
+        readers = self.readers.get(name, ())
+        if len(op.outputs) != 1 or name in self.wanted or len(readers) != 1 or id(readers[0]) in self.covered:
+            return None
+        return readers[0]
 
+    def only_maker(self, op: Op) -> Op | None:
+        """The op that makes the first input of `op`, where `op` alone reads that and nothing covers the maker."""
+        maker = self.makers.get(op.inputs[0])
+        return maker if maker is not None and id(maker) not in self.covered and self.only_reader(maker) is op else None
 
-def _depthwise(conv: Op, source: str, result: str, before, after) -> Op:
-    stride = conv.attr("strides", (1, 1))[0]
-
-    def run(op, x, filters, bias=None):
-        from .depthwise import depthwise
-
-        bias = x.new_zeros(x.shape[1]) if bias is None else bias
-        return depthwise(x, filters, bias, stride, list(before), list(after))
-
-    inputs = (source, *conv.inputs[1:])
-    return Op(conv.domain, conv.op_type, conv.version, conv.name, inputs, (result,), module=conv.module, run=run)
-
-
-def _merged(steps: Steps, fused: dict[int, Op], covered: dict[int, int]) -> Steps:
-    """A fused op runs where the last one that it covers did, and frees what they all would have freed."""
-    made, freed = [], {}
-    for op, finished in steps:
-        if id(op) not in covered:
-            made.append((op, finished))
-            continue
-        last = covered[id(op)]
-        freed[last] = (*freed.get(last, ()), *finished)
-        if id(op) == last:
-            made.append((fused[last], freed[last]))
-    return made
+    def merged(self) -> Steps:
+        """Fused ops run where the last one that they cover did; a tensor that the plan freed goes after its last reader."""
+        ops: list[Op] = []
+        for op, _ in self.steps:
+            made = self.covered.get(id(op))
+            if made is None:
+                ops.append(op)
+            elif op is made.parts[-1]:
+                ops += made.ops
+        freed = {name for _, finished in self.steps for name in finished}
+        if freed:
+            freed.update(name for made in self.covered.values() for op in made.ops[:-1] for name in op.outputs)
+        steps = []
+        for op in reversed(ops):
+            finished = freed.intersection(op.inputs).union(freed.intersection(op.outputs))
+            freed -= finished
+            steps.append((op, tuple(finished)))
+        return steps[::-1]

@@ -48,6 +48,22 @@ def load_model(model_or_filename):
     return model
 
 
+def without_values(model, names):
+    """The model without the data of these initializers, for which write_model is given arrays.
+
+    A new one: a ModelProto keeps the memory of what is taken out of it.
+    """
+    import onnx
+
+    for tensor in model.graph.initializer:
+        if tensor.name in names:
+            for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+                tensor.ClearField(field)
+    smaller = onnx.ModelProto()
+    smaller.CopyFrom(model)
+    return smaller
+
+
 def external_locations(model_or_filename) -> dict[str, tuple[Path, int]]:
     """{initializer: (file, offset)} of the tensors that a model file keeps outside itself."""
     import onnx

@@ -1,6 +1,6 @@
 """A program: the ops of a graph as a function of weights and inputs. One interface, two executors.
 
-`EagerProgram` interprets op by op; `aot.AotProgram` compiles `forward_function` / `step_function`, which are traceable.
+`EagerProgram` interprets op by op; `aot.AotProgram` compiles what `run_ops` and `step_function` do, which is traceable.
 """
 from __future__ import annotations
 
@@ -70,19 +70,13 @@ class EagerProgram:
         return self._plans[key]
 
 
-def forward_function(graph: Graph, wanted: Sequence[str]) -> Callable:
-    """fn(weights, inputs) -> {id: tensor}: what an ahead-of-time compiler traces for inference."""
-    steps = fuse(graph, plan(graph, wanted), wanted)
-    return lambda weights, inputs: run_ops(graph, {**weights, **inputs}, wanted, steps)
-
-
 def step_function(
     graph: Graph, loss: str, wanted: Sequence[str], grads_of: Sequence[str], fused: bool = False
 ) -> Callable:
     """fn(weights, inputs, seed) -> (outputs, gradients): one micro-batch forward and backward, traceable by make_fx."""
     asked, steps = _training_plan(graph, loss, wanted, grads_of)
     if fused:
-        steps = fuse(graph, steps, asked)
+        steps = fuse(graph, steps, asked, training=True)
 
     def step(weights, inputs, seed):
         return differentiate(graph, loss, wanted, grads_of, [weights], [inputs], seed, asked, steps)[0]

@@ -53,6 +53,8 @@ class SessionCore:
         self.updater = self._make_updater() if self.training else None
         if self.updater:
             self.variables.add_state(self.updater.state)
+        self.graph.initializers = {name: self.host[name] for name in self.graph.initializers}
+        self.model = model_io.without_values(self.model, self.host.keys())
         self.sources = resolve(self)
         self.loss_scaling = self._make_loss_scaling()
         self.stale = self._make_stale_weights()

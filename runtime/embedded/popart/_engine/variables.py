@@ -11,13 +11,15 @@ import torch
 from ..errors import popart_runtime_error, unsupported
 from ..tensorinfo import TensorInfo
 from . import model_io
+from .host_copies import HostCopies
 
 
 class Variables:
     """host: {id: ndarray}, weights, state and integer initializers. device: one {id: Tensor} a replica."""
 
     def __init__(self, weights: dict[str, np.ndarray], replicas: int):
-        self.host = {name: np.array(array) for name, array in weights.items()}
+        self.host = HostCopies()
+        self.host.add(weights)
         self.names = tuple(weights)
         self.fixed: set[str] = set()
         self.replicas = replicas
@@ -25,13 +27,14 @@ class Variables:
         self.sent = False
 
     def add_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Makes optimizer state part of what the host holds."""
-        self.host.update({name: tensor.numpy().copy() for name, tensor in state.items()})
+        """Makes optimizer state part of what the host holds; until it is sent, `state` is the host's."""
+        self.host.add({name: tensor.numpy() for name, tensor in state.items()})
+        state.update({name: torch.from_numpy(self.host[name]) for name in state})
 
     def add_host_only(self, constants: dict[str, np.ndarray]) -> None:
         """Integer initializers: the build reads them once, the host may read them at any time but not change them."""
         self.fixed.update(constants)
-        self.host.update({name: np.array(array) for name, array in constants.items()})
+        self.host.add(constants)
 
     def check_fixed(self, arrays: dict[str, np.ndarray]) -> None:
         """Raises when new values for the host would change what the build has read."""
@@ -48,6 +51,7 @@ class Variables:
         self.device = [dict(shared) for _ in range(self.replicas)]
         for name in state:
             state[name] = torch.from_numpy(self.host[name].copy())
+        self.host.give_back()
         self.sent = True
 
     def fetch(self, state: dict[str, torch.Tensor]) -> None:
@@ -56,6 +60,7 @@ class Variables:
             return
         for name, tensor in {**self.device[0], **state}.items():
             np.copyto(self.host[name], tensor.cpu().numpy())
+        self.host.give_back()
 
     def write(self, replica: int, name: str, value: torch.Tensor) -> None:
         """The graph's own update of a variable in one replica."""
@@ -78,7 +83,9 @@ class Variables:
                     f"{TensorInfo(self.host[name])!r} in the session"
                 )
         self.check_fixed(arrays)
-        self.host.update({name: np.array(array) for name, array in arrays.items()})
+        for name, array in arrays.items():
+            self.host[name][...] = array
+        self.host.give_back()
 
 
 def _array(tensor) -> np.ndarray:

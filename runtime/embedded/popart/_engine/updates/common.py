@@ -12,6 +12,7 @@ from ...errors import popart_exception
 from ...tensorinfo import TensorInfo
 
 ACCUMULATOR = "Accum___"
+_BLOCK = 1 << 17  # elements
 _TORCH = {DataType.FLOAT: torch.float32, DataType.FLOAT16: torch.float16}
 
 
@@ -105,8 +106,12 @@ class WeightUpdater:
         """What a micro-batch does beside the sum."""
 
     def direction(self, name: str, weight: torch.Tensor) -> torch.Tensor:
-        """A new tensor: what the clip norm measures and scales."""
+        """What the clip norm measures and scales in place; `own` it where it is kept."""
         raise NotImplementedError
+
+    def own(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy, where the clip norm would change the tensor."""
+        return tensor.clone() if self.optimizer.clip_norm_settings else tensor
 
     def update(self, name: str, weight: torch.Tensor, direction: torch.Tensor) -> None:
         """Changes the weight and its state in place."""
@@ -119,6 +124,17 @@ class WeightUpdater:
             factor = settings.maxNorm / torch.clamp(norm, min=settings.maxNorm)
             for name in group:
                 directions[name].mul_(factor.to(directions[name].dtype))
+
+
+def in_blocks(*tensors: torch.Tensor):
+    """Parts of tensors of one size that fit a processor's cache together, so that several updates of a part read and write
+    memory once."""
+    if not all(tensor.is_contiguous() for tensor in tensors):
+        yield tensors
+        return
+    flat = [tensor.view(-1) for tensor in tensors]
+    for first in range(0, len(flat[0]), _BLOCK):
+        yield tuple(tensor[first : first + _BLOCK] for tensor in flat)
 
 
 def _restored(key: str, fresh: torch.Tensor, saved: dict) -> torch.Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 
 from ...enums import SGDAccumulatorAndMomentum
-from .common import WeightUpdater, torch_type
+from .common import WeightUpdater, in_blocks, torch_type
 
 COMBINED, SEPARATE = "Accl___", "Accl1___"
 
@@ -54,14 +54,14 @@ class SgdUpdater(WeightUpdater):
         """G, v, or Nesterov's combination (times vs)."""
         form, h = self.form(name), self.values(name)
         if form == "":
-            return self._sums[name].clone()
+            return self.own(self._sums[name])
         velocity = self.state[form + name]
         if form == SEPARATE:
             damp = (1 - h["dampening"]) * h["velocityScaling"]
             velocity.mul_(h["momentum"]).add_(self._sums[name].to(velocity.dtype), alpha=damp * self.unscale())
             velocity.add_(weight.to(velocity.dtype), alpha=damp * h["weightDecay"])
         if h["nesterov"] == 0 or h["momentum"] == 0:
-            return velocity.clone()
+            return self.own(velocity)
         ahead = self._sums[name].to(velocity.dtype) * (self.unscale() * h["velocityScaling"])
         ahead.add_(weight.to(velocity.dtype), alpha=h["weightDecay"] * h["velocityScaling"])
         return ahead.add_(velocity, alpha=h["momentum"])
@@ -71,10 +71,11 @@ class SgdUpdater(WeightUpdater):
         rate = h["learningRate"]
         if form == "":
             rate *= 1 - h["dampening"]
-            weight.mul_(1 - rate * h["weightDecay"]).sub_(direction.to(weight.dtype), alpha=rate * self.unscale())
+            for w, d in in_blocks(weight, direction):
+                w.mul_(1 - rate * h["weightDecay"]).sub_(d.to(w.dtype), alpha=rate * self.unscale())
             return
-        weight.sub_(direction.to(weight.dtype), alpha=rate / h["velocityScaling"])
-        if form == COMBINED:
-            decay = (1 - h["dampening"]) * h["weightDecay"] * h["velocityScaling"]
-            velocity = self.state[form + name]
-            velocity.mul_(h["momentum"]).add_(weight.to(velocity.dtype), alpha=decay)
+        decay = (1 - h["dampening"]) * h["weightDecay"] * h["velocityScaling"]
+        for w, d, v in in_blocks(weight, direction, self.state[form + name]):
+            w.sub_(d.to(w.dtype), alpha=rate / h["velocityScaling"])
+            if form == COMBINED:
+                v.mul_(h["momentum"]).add_(w.to(v.dtype), alpha=decay)

@@ -1,0 +1,216 @@
+"""Which convolutions one kernel computes with what stands around them, all float32.
+
+    Clip -> Conv (3x3, group = channels) -> Clip    ->   popdet_embedded::depthwise
+    Conv (3x3) -> Clip or Relu                      ->   popdet_embedded::winograd
+    Conv (1x1) -> Add -> Clip or Relu               ->   popdet_embedded::pointwise, inference only
+    Conv (1x1) -> the first -> Conv (1x1) -> Add    ->   popdet_embedded::inverted_residual, inference of many small maps
+
+Whatever is not the Conv may be missing, of the last line also the first Conv (1x1). A rule takes a Conv and says what would
+cover it, or None.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from .fusion import Fused, Plan
+from .ir import Op
+
+LARGEST = float(np.finfo(np.float32).max)  # custom.LARGEST, without torch: no bound
+NO_BOUNDS = (-LARGEST, LARGEST)
+WINOGRAD_CHANNELS = 96  # with fewer, in or out, the transforms cost what the multiplications save
+WINOGRAD_PIXELS = {True: 1024, False: 512}  # training or not; with fewer, transforming the filters does
+MANY_MAPS, SMALL_MAP_BYTES = 8, 768 * 1024  # of an inverted residual; bytes a map, before and behind the 3x3 convolution
+
+Bounds = tuple[float, float]
+
+
+def depthwise(plan: Plan, op: Op) -> Fused | None:
+    if not _is_depthwise(plan, op):
+        return None
+    before, after = _clip_before(plan, op), _clip_behind(plan, op)
+    parts, stride = [*before.ops, op, *after.ops], op.attr("strides", (1, 1))[0]
+
+    def run(fused, x, filters, bias):
+        from .depthwise import depthwise
+
+        return depthwise(x, filters, _or_zeros(bias, x, filters.shape[0]), stride, list(before.bounds), list(after.bounds))
+
+    return Fused(parts, [_op(op, (parts[0].inputs[0], op.inputs[1], _bias(op)), parts[-1].outputs, run)])
+
+
+def winograd(plan: Plan, op: Op) -> Fused | None:
+    y = plan.graph.info[op.outputs[0]]
+    if not (_is_plain(plan, op, 3) and op.attr("group", 1) == 1 and _has_stride_1(op)
+            and min(plan.graph.info[op.inputs[0]].dims[1], y.dims[1]) >= WINOGRAD_CHANNELS
+            and y.nelms() // y.dims[1] >= WINOGRAD_PIXELS[plan.training]):  # fmt: skip
+        return None
+    after = _clip_behind(plan, op)
+    parts = [op, *after.ops]
+
+    def train(fused, x, filters, bias):
+        from .winograd import winograd
+
+        return winograd(x, filters, _or_zeros(bias, x, y.dims[1]), *after.bounds)
+
+    def infer(fused, x, packed, bias):
+        from .winograd import winograd_transformed
+
+        return winograd_transformed(x, packed, _or_zeros(bias, x, y.dims[1]), *after.bounds)
+
+    def transform(fused, filters):
+        from .winograd import winograd_filters
+
+        return winograd_filters(filters)
+
+    if plan.training:
+        return Fused(parts, [_op(op, (*op.inputs[:2], _bias(op)), parts[-1].outputs, train)])
+    packing = _packing(op, transform)
+    return Fused(parts, [packing, _op(op, (op.inputs[0], *packing.outputs, _bias(op)), parts[-1].outputs, infer)])
+
+
+def pointwise(plan: Plan, op: Op) -> Fused | None:
+    if plan.training or not _is_pointwise(plan, op):
+        return None
+    outputs, (row_step, column_step) = plan.graph.info[op.outputs[0]].dims[1], op.attr("strides", (1, 1))
+    adding, addend = _adding(plan, op)
+    after = _clip_behind(plan, [op, *adding][-1])
+    parts, packing = [op, *adding, *after.ops], _packing(op, _pack_filters)
+
+    def run(fused, x, packed, bias, addend):
+        from .pointwise import pointwise
+
+        rows = x[:, :, ::row_step, ::column_step]
+        return pointwise(rows, packed, _or_zeros(bias, x, outputs), addend, *after.bounds)
+
+    inputs = (op.inputs[0], *packing.outputs, _bias(op), addend)
+    return Fused(parts, [packing, _op(op, inputs, parts[-1].outputs, run)])
+
+
+def inverted_residual(plan: Plan, op: Op) -> Fused | None:
+    """op: the depthwise convolution."""
+    if plan.training or not _is_depthwise(plan, op) or not _has_many_small_maps(plan, op):
+        return None
+    before, after = _clip_before(plan, op), _clip_behind(plan, op)
+    project = plan.only_reader([op, *after.ops][-1])
+    if project is None or not _is_pointwise(plan, project) or not _has_stride_1(project):
+        return None
+    expand = plan.only_maker([*before.ops, op][0])
+    if expand is not None and not (_is_pointwise(plan, expand) and _has_stride_1(expand)):
+        expand = None
+    adding, addend = _adding(plan, project)
+    expanding = [expand] if expand is not None else []
+    parts, stride = [*expanding, *before.ops, op, *after.ops, project, *adding], op.attr("strides", (1, 1))[0]
+    packing = [_packing(conv, _pack_filters) for conv in (*expanding, project)]
+    sizes = [plan.graph.info[conv.outputs[0]].dims[1] for conv in (op, project)]
+
+    def run(fused, x, expand, expand_bias, filters, bias, project, project_bias, addend):
+        from .inverted_residual import inverted_residual
+
+        biases = [_or_zeros(b, x, n) for b, n in ((expand_bias, sizes[0]), (bias, sizes[0]), (project_bias, sizes[1]))]
+        first = (None, None) if expand is None else (expand, biases[0])
+        return inverted_residual(
+            x, *first, filters, biases[1], project, biases[2], addend, stride, list(before.bounds), list(after.bounds)
+        )
+
+    first = (*packing[0].outputs, _bias(expand)) if expand is not None else ("", "")
+    inputs = (parts[0].inputs[0], *first, op.inputs[1], _bias(op), *packing[-1].outputs, _bias(project), addend)
+    return Fused(parts, [*packing, _op(op, inputs, parts[-1].outputs, run)])
+
+
+RULES = (inverted_residual, depthwise, winograd, pointwise)
+
+
+class _Clip:
+    """A Clip or Relu that a kernel takes along, or none: `ops` is [it] or []."""
+
+    def __init__(self, op: Op | None):
+        found = _bounds(op) if op is not None else None
+        self.ops = [] if found is None else [op]
+        self.bounds: Bounds = found or NO_BOUNDS
+
+
+def _clip_before(plan: Plan, op: Op) -> _Clip:
+    return _Clip(plan.only_maker(op))
+
+
+def _clip_behind(plan: Plan, op: Op) -> _Clip:
+    return _Clip(plan.only_reader(op))
+
+
+def _bounds(op: Op) -> Bounds | None:
+    """(low, high) of a Clip with both, known and in order, or of a Relu."""
+    if op.domain not in ("", "ai.onnx"):
+        return None
+    if op.op_type == "Relu":
+        return 0.0, LARGEST
+    if op.op_type != "Clip":
+        return None
+    if op.version < 11:
+        low, high = op.attr("min", None), op.attr("max", None)
+    elif len(op.inputs) == 3 and 1 in op.constants and 2 in op.constants:
+        low, high = op.constants[1].item(), op.constants[2].item()
+    else:
+        return None
+    return (float(low), float(high)) if low is not None and high is not None and low < high else None
+
+
+def _adding(plan: Plan, op: Op) -> tuple[list[Op], str]:
+    """([the Add that alone reads op's result, with a tensor of its shape], that tensor), or ([], "")"""
+    adding = plan.only_reader(op)
+    if adding is None or adding.op_type != "Add" or adding.domain not in ("", "ai.onnx"):
+        return [], ""
+    other = adding.inputs[1] if adding.inputs[0] == op.outputs[0] else adding.inputs[0]
+    same = tuple(plan.graph.info[other].dims) == tuple(plan.graph.info[op.outputs[0]].dims)
+    return ([adding], other) if same else ([], "")
+
+
+def _is_plain(plan: Plan, op: Op, side: int) -> bool:
+    """A float32 convolution of maps with side x side filters, padded by side // 2, not dilated."""
+    x, w = plan.graph.info[op.inputs[0]], plan.graph.info[op.inputs[1]]
+    return (len(x.dims) == 4 and tuple(w.dims[2:]) == (side, side) and x.dtype == "float32" and w.dtype == "float32"
+            and tuple(op.attr("pads", (0, 0, 0, 0))) == (side // 2,) * 4 and op.attr("auto_pad", "NOTSET") == "NOTSET"
+            and tuple(op.attr("dilations", (1, 1))) == (1, 1) and 0 not in x.dims)  # fmt: skip
+
+
+def _is_pointwise(plan: Plan, op: Op) -> bool:
+    return op.op_type == "Conv" and op.domain in ("", "ai.onnx") and _is_plain(plan, op, 1) and op.attr("group", 1) == 1
+
+
+def _is_depthwise(plan: Plan, op: Op) -> bool:
+    x, w = plan.graph.info[op.inputs[0]], plan.graph.info[op.inputs[1]]
+    return (_is_plain(plan, op, 3) and tuple(w.dims) == (x.dims[1], 1, 3, 3) and op.attr("group", 1) == x.dims[1] > 1
+            and tuple(op.attr("strides", (1, 1))) in ((1, 1), (2, 2)))  # fmt: skip
+
+
+def _has_stride_1(op: Op) -> bool:
+    return tuple(op.attr("strides", (1, 1))) == (1, 1)
+
+
+def _has_many_small_maps(plan: Plan, op: Op) -> bool:
+    x, y = plan.graph.info[op.inputs[0]], plan.graph.info[op.outputs[0]]
+    return x.dims[0] >= MANY_MAPS and (x.nelms() + y.nelms()) // x.dims[0] * x.dtype.itemsize <= SMALL_MAP_BYTES
+
+
+def _bias(conv: Op) -> str:
+    return conv.inputs[2] if len(conv.inputs) > 2 else ""
+
+
+def _or_zeros(bias, x, channels: int):
+    return x.new_zeros(channels) if bias is None else bias
+
+
+def _op(conv: Op, inputs, outputs, run: Callable) -> Op:
+    return Op(conv.domain, conv.op_type, conv.version, conv.name, tuple(inputs), tuple(outputs), module=conv.module, run=run)
+
+
+def _packing(conv: Op, pack: Callable) -> Op:
+    """The op that packs the filters of a convolution."""
+    return _op(conv, (conv.inputs[1],), (f"{conv.outputs[0]}.packed",), pack)
+
+
+def _pack_filters(fused, filters):
+    from .pointwise import pack_filters
+
+    return pack_filters(filters)

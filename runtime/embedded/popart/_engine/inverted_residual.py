@@ -1,0 +1,42 @@
+"""`popdet_embedded::inverted_residual`: MobileNetV2's block of an inference program, on many small maps, as one torch op.
+
+    project(clip(depthwise(clip(expand(x), before)), after)) + addend
+
+What lies between is six times as large as x; it never leaves the processor's caches. The arithmetic is the host
+library's (custom_ops/host/inverted_residual.hpp), channels-last, float32; torch's where that cannot be had. No gradients.
+"""
+import torch
+
+from .custom import ANY_LAYOUT, host_kernels, with_infinity
+from .depthwise import depthwise_in_torch
+from .pointwise import channels_last, pointwise_in_torch, rows_of
+
+
+@torch.library.custom_op("popdet_embedded::inverted_residual", mutates_args=(), tags=ANY_LAYOUT)
+def inverted_residual(
+    x: torch.Tensor, expand: torch.Tensor | None, expand_bias: torch.Tensor | None, filters: torch.Tensor, bias: torch.Tensor,
+    project: torch.Tensor, project_bias: torch.Tensor, addend: torch.Tensor | None, stride: int, before: list[float],
+    after: list[float],
+) -> torch.Tensor:  # fmt: skip
+    """x [B,C,H,W] -> [B,K,h,w], channels-last. expand (may be absent) and project come from `pack_filters`; filters
+    [M,1,3,3]; biases [M], [M] and [K]; addend [B,K,h,w]. Bounds: [low, high], see custom.LARGEST.
+    """
+    before, after = with_infinity(*before), with_infinity(*after)
+    kernels = host_kernels() if x.device.type == "cpu" else None
+    if kernels is None:
+        wide = x if expand is None else pointwise_in_torch(x, expand, expand_bias)
+        filtered = depthwise_in_torch(wide, filters, bias, stride, before, after)
+        out = pointwise_in_torch(filtered, project, project_bias)
+        return channels_last(out if addend is None else out + addend)
+    first = None if expand is None else (expand.contiguous().numpy(), expand_bias.numpy())
+    out = kernels.inverted_residual(
+        rows_of(x), first, (filters.contiguous().numpy(), bias.numpy()), (project.contiguous().numpy(), project_bias.numpy()),
+        None if addend is None else rows_of(addend), stride, before, after, torch.get_num_threads(),
+    )  # fmt: skip
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+
+@inverted_residual.register_fake
+def _(x, expand, expand_bias, filters, bias, project, project_bias, addend, stride, before, after):
+    height, width = ((size - 1) // stride + 1 for size in x.shape[2:])
+    return x.new_empty((x.shape[0], height, width, project_bias.shape[0])).permute(0, 3, 1, 2)
