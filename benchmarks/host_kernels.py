@@ -2,7 +2,8 @@
 
 Sizes: NMS of 12,000 boxes to 2,000; RoI-Align of 256 RoIs on 1024 x 50 x 50 features to 14 x 14, stride 16. onnxruntime
 has no RoI-Align gradient, and torchvision's does not load beside this torch; the peer of forward and backward together is
-torch's grid_sample with one grid of all bins.
+torch's grid_sample with one grid of all bins. Box decoding and clipping has no kernel of its own: it is the program that
+popdet compiles from the exported graph (box_decode.py).
 """
 from __future__ import annotations
 
@@ -16,10 +17,13 @@ import torch
 from onnx import parser
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.box_decode import CASES as DECODE_CASES
+from benchmarks.box_decode import decode_sides
 from benchmarks.interleaved import THREADS, measure, table
 from custom_ops.host import load
 
 ROUNDS = 15
+DECODE_ROUNDS = 200
 ROIS = 256
 
 NMS_MODEL = """<ir_version: 8, opset_import: ["" : 11]>
@@ -111,6 +115,9 @@ def main() -> None:
     sides = {"grid_sample": lambda: sampled.forward().backward(torch.from_numpy(first)), "popdet": both,
              "popdet, channels-first": both_first}
     print(table(f"{title}, forward and backward", measure(sides, 5), "popdet"))
+    torch.set_num_threads(THREADS)
+    for case in DECODE_CASES:
+        print(table(f"box decode and clip, {case}", measure(decode_sides(case, random), DECODE_ROUNDS, 10), "popdet"))
 
 
 class GridSample:

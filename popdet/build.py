@@ -130,7 +130,9 @@ def compile(config: Config, out: Path, say: Say, force: bool = False) -> BuildRe
         from runtime.session_setup import require_compiler
 
         require_compiler("infer.onnx")
-    return _build_artifact(config, exported.directory, directory, key, say)
+    report = _build_artifact(config, exported.directory, directory, key, say)
+    report.seconds = {**exported.seconds, **report.seconds}
+    return report
 
 
 def _warn_of_other_preprocessing(config: Config) -> None:
