@@ -75,13 +75,13 @@ def open_case(artifact: Artifact, config: Any, training: bool) -> Tuple[Callable
 
 def compile_with_marks(aot: Any, module: torch.fx.GraphModule, examples: Tuple[torch.Tensor, ...]) -> Callable[..., Any]:
     """The traced program compiled as aot.py does, with a mark in profiles for every kernel and call."""
-    settings = {**aot._INDUCTOR, "cpp.enable_kernel_profile": True}
+    settings = {**aot.INDUCTOR, "cpp.enable_kernel_profile": True}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         exported = torch.export.export(module, examples, strict=False)
         path = torch._inductor.aoti_compile_and_package(exported, package_path=f"{folder}/marked.pt2",
                                                         inductor_configs=settings)
-        return torch._inductor.aoti_load_package(path)
+        return aot.load_native(path)
 
 
 def profile(step: Callable[[], object], core: Any) -> Tuple[Dict[str, float], float]:

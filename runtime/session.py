@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
@@ -59,8 +59,8 @@ class InferenceRunner:
         """
         label = f"loading weights into {self.graph.file}"
         known = set(self.session.getAllTensorIds())
-        current = _empty_arrays(self.session, [name for name in self.artifact.layout().names if name in known])
-        arrays = {name: setup.fitting(label, name, weights, array) for name, array in current.items()}
+        types = _types(self.session, [name for name in self.artifact.layout().names if name in known])
+        arrays = {name: setup.fitting(label, name, weights, *types[name]) for name in types}
         with popart_errors(label):
             self.session.writeWeights(load_popart().PyWeightsIO(arrays))
             self.session.weightsFromHost()
@@ -79,8 +79,8 @@ class TrainingRunner:
         self._anchors = session.initAnchorArrays()
         self._shapes = {name: (*self.lead, *session.getInfo(name).shape()) for name in self._anchors}
         known = set(session.getTensorIds())
-        self._weights = _empty_arrays(session, [name for name in artifact.layout().names if name in known])
-        self._state = _empty_arrays(session, [prefix + name for prefix in STATE_PREFIXES for name in self._weights])
+        self._weights = _types(session, [name for name in artifact.layout().names if name in known])
+        self._state = _types(session, [prefix + name for prefix in STATE_PREFIXES for name in self._weights])
 
     @property
     def images(self) -> int:
@@ -108,11 +108,11 @@ class TrainingRunner:
 
     def read(self) -> Tuple[Arrays, Arrays]:
         """`weights` and `optimizer_state` in one transfer from the device."""
+        weights, state = ({name: np.zeros(*types[name]) for name in types} for types in (self._weights, self._state))
         with popart_errors(f"reading weights of {self.graph.file}"):
             self.session.weightsToHost()
-            self.session.readWeights(load_popart().PyWeightsIO({**self._weights, **self._state}))
-        trained = {name: np.array(array) for name, array in self._weights.items()}
-        return {**self.artifact.weights(), **trained}, {name: np.array(array) for name, array in self._state.items()}
+            self.session.readWeights(load_popart().PyWeightsIO({**weights, **state}))
+        return {**self.artifact.weights(), **weights}, state
 
     def weights(self) -> Arrays:
         """Every tensor of weights.safetensors, float32; what the training graph does not use keeps the file's value."""
@@ -128,10 +128,10 @@ class TrainingRunner:
         Without a state the momentum starts afresh. Raises ConfigError when a tensor is missing or misshapen.
         """
         label = f"loading weights into {self.graph.file}"
-        arrays = {name: setup.fitting(label, name, weights, array) for name, array in self._weights.items()}
-        for name, array in self._state.items():
-            fresh = self._fresh_state(name, arrays)
-            arrays[name] = fresh if state is None else setup.fitting(label, name, state, array)
+        arrays = {name: setup.fitting(label, name, weights, *self._weights[name]) for name in self._weights}
+        for name, expected in self._state.items():
+            arrays[name] = (self._fresh_state(name, arrays) if state is None
+                            else setup.fitting(label, name, state, *expected))
         with popart_errors(label):
             self.session.writeWeights(load_popart().PyWeightsIO(arrays))
             self.session.weightsFromHost()
@@ -170,7 +170,7 @@ class TrainingRunner:
         # PopART's combined form keeps v + weight_decay * w in Accl___w, so where it starts depends on the weights.
         prefix, weight = name[: name.index("___") + 3], name[name.index("___") + 3 :]
         decay = setup.weight_decay_of(self.train, weight) if prefix == "Accl___" else 0.0
-        return np.ascontiguousarray(weights[weight] * decay, dtype=self._state[name].dtype)
+        return np.ascontiguousarray(weights[weight] * decay, dtype=self._state[name][1])
 
 
 def open_inference(
@@ -294,13 +294,13 @@ def _prepare(
             return cache.store(key, scratch), key
 
 
-def _empty_arrays(session: Any, names: Sequence[str]) -> Arrays:
-    """A zero array for each of `names` that the session has, of its shape and dtype."""
-    popart, arrays = load_popart(), {}
+def _types(session: Any, names: Sequence[str]) -> Dict[str, Tuple[Tuple[int, ...], str]]:
+    """(shape, dtype) of each of `names` that the session has."""
+    popart, types = load_popart(), {}
     for name in names:
         try:
             info = session.getInfo(name)
         except popart.popart_exception:  # no such tensor; getTensorIds does not list optimizer state everywhere
             continue
-        arrays[name] = np.zeros(tuple(info.shape()), info.data_type_lcase())
-    return arrays
+        types[name] = (tuple(info.shape()), info.data_type_lcase())
+    return types

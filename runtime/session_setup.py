@@ -182,10 +182,10 @@ def _check_input(file: str, spec: TensorSpec, prefix: Any, inputs: Mapping[str, 
     return np.ascontiguousarray(array, dtype=spec.dtype)
 
 
-def fitting(label: str, name: str, source: Mapping[str, np.ndarray], current: np.ndarray) -> np.ndarray:
-    """`source[name]` as PopART takes it, C-contiguous and of `current`'s dtype; ConfigError if absent or misshapen."""
+def fitting(label: str, name: str, source: Mapping[str, np.ndarray], shape: Tuple[int, ...], dtype: str) -> np.ndarray:
+    """`source[name]` as PopART takes it, C-contiguous and of this dtype; ConfigError if absent or misshapen."""
     if name not in source:
         raise ConfigError(f"{label}: '{name}' is missing among the weights")
-    if tuple(source[name].shape) != current.shape:
-        raise ConfigError(f"{label}: '{name}' has shape {tuple(source[name].shape)}, expected {current.shape}")
-    return np.ascontiguousarray(source[name], dtype=current.dtype)
+    if tuple(source[name].shape) != shape:
+        raise ConfigError(f"{label}: '{name}' has shape {tuple(source[name].shape)}, expected {shape}")
+    return np.ascontiguousarray(source[name], dtype=dtype)

@@ -162,24 +162,28 @@ class Convolutions(NativeLibrary):
     def winograd_backward(
         self,
         grad: np.ndarray,
-        y: np.ndarray,
+        y: Optional[np.ndarray],
         x: np.ndarray,
         filters: np.ndarray,
         after: Bounds,
         threads: Optional[int] = None,
     ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Gradients of x, filters [K,C,3,3] and bias, from that of y and what forward read and gave."""
-        dtype = common_dtype("winograd backward", grad, y, x, filters)
+        """Gradients of x, filters [K,C,3,3] and bias, from that of y and what forward read and gave; y None: no clip."""
+        given = [array for array in (grad, x, filters, y) if array is not None]
+        dtype = common_dtype("winograd backward", *given)
         _check_filters("winograd backward", filters, 3)
         expected = (*x.shape[:3], filters.shape[0])
-        if (x.ndim != 4 or min(x.shape[1:]) < 1 or x.shape[3] != filters.shape[1] or grad.shape != expected
-                or y.shape != expected):  # fmt: skip
-            raise CustomOpError(f"winograd backward: x is {x.shape}, grad {grad.shape} and y {y.shape}, not {expected}")
+        if (x.ndim != 4 or min(x.shape[1:]) < 1 or x.shape[3] != filters.shape[1]
+                or {array.shape for array in (grad, y) if array is not None} != {expected}):  # fmt: skip
+            found = "absent" if y is None else y.shape
+            raise CustomOpError(f"winograd backward: x is {x.shape}, grad {grad.shape} and y {found}, not {expected}")
         _check_bounds("winograd backward", after)
-        arrays = [np.ascontiguousarray(array) for array in (grad, y, x, filters)]
+        if y is None and after != (-np.inf, np.inf):
+            raise CustomOpError(f"winograd backward: with bounds {after} y is needed")
+        arrays = [None if array is None else np.ascontiguousarray(array) for array in (grad, y, x, filters)]
         made = np.empty(x.shape, x.dtype), np.empty(filters.shape, x.dtype), np.empty(filters.shape[0], x.dtype)
         sizes, bounds = (INT64 * 5)(*x.shape, filters.shape[0]), (DOUBLE * 2)(*after)
-        read, written = [array.ctypes.data for array in arrays], [array.ctypes.data for array in made]
+        read, written = [None if array is None else array.ctypes.data for array in arrays], [a.ctypes.data for a in made]
         self.call("winograd_backward", dtype, *read, sizes, bounds, thread_count(threads), *written)
         return made
 

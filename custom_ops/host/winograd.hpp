@@ -20,7 +20,8 @@ namespace popdet {
 
 constexpr long kTile = 4, kWindow = 6, kPoints = kWindow * kWindow;
 constexpr long kTilesATask = 8;
-constexpr long kTileBytes = 64 << 20;  // of V and M together; images beyond that are taken in turn
+constexpr long kTileBytes = 16 << 20;    // of V and M together; images beyond that are taken in turn
+constexpr long kFilterBytes = 20 << 20;  // of U and dU together, backward; output channels beyond that are taken in turn
 
 struct Winograd {
   long batch, height, width, inputs, outputs;  // the last two are channels
@@ -73,17 +74,17 @@ void winograd_input(const Winograd& s, const T* x, int threads, T* v, To to) {
   });
 }
 
-// v [36, tiles, inputs] -> x [batch, height, width, inputs], the adjoint of winograd_input. Tiles of an image are summed in
-// order, so that the number of threads does not show.
+// v [36, tiles, inputs] -> x [batch, height, width, inputs], the adjoint of winograd_input; `add` to what is there. Tiles of
+// an image are summed in order, so that the number of threads does not show.
 template <typename T>
-void winograd_input_adjoint(const Winograd& s, const T* v, int threads, T* x) {
+void winograd_input_adjoint(const Winograd& s, const T* v, bool add, int threads, T* x) {
   const long plane = s.tiles() * s.inputs, per_image = s.rows() * s.columns(), pixels = s.height * s.width;
   constexpr long kBlock = 128;  // channels a task
   const long blocks = ceil_divide(s.inputs, kBlock);
   parallel_for(s.batch * blocks, threads, [&](long task) {
     const long number = task / blocks, first = task % blocks * kBlock, count = std::min(kBlock, s.inputs - first);
     T* image = x + number * pixels * s.inputs + first;
-    for (long pixel = 0; pixel < pixels; ++pixel) std::fill_n(image + pixel * s.inputs, count, T(0));
+    for (long pixel = 0; pixel < pixels && !add; ++pixel) std::fill_n(image + pixel * s.inputs, count, T(0));
     for (long tile = number * per_image; tile < (number + 1) * per_image; ++tile) {
       const TilePlace place = tile_place(s, tile);
       const T* source = v + tile * s.inputs + first;
@@ -131,26 +132,27 @@ void winograd_output(const Winograd& s, const Bounds<T>& after, const T* m, cons
   });
 }
 
-// The gradient of y, and y [batch, height, width, outputs] -> m [36, tiles, outputs] and the bias's gradient [outputs] added
-// to what is there, both of what the clip lets through. The adjoint of winograd_output.
+// The gradient of y, and y [batch, height, width, outputs] -> of `channels` of them from `first` on, m [36, tiles, channels]
+// and the bias's gradient [channels] added to what is there, both of what the clip lets through; without a clip y may be
+// null. The adjoint of winograd_output.
 template <typename T>
-void winograd_output_adjoint(const Winograd& s, const Bounds<T>& after, const T* grad, const T* y, int threads, T* m,
-                             T* grad_bias) {
-  const long plane = s.tiles() * s.outputs, tasks = ceil_divide(s.tiles(), kTilesATask);
-  std::vector<T> sums(tasks * s.outputs);  // a task's; added up in order
+void winograd_output_adjoint(const Winograd& s, const Bounds<T>& after, const T* grad, const T* y, long first, long channels,
+                             int threads, T* m, T* grad_bias) {
+  const long plane = s.tiles() * channels, tasks = ceil_divide(s.tiles(), kTilesATask);
+  std::vector<T> sums(tasks * channels);  // a task's; added up in order
   for_each_tile(s, threads, [&](const TilePlace& place) {
-    const long origin = place.image * s.height * s.width * s.outputs;
-    T* target = m + place.index * s.outputs;
-    T* sum = sums.data() + place.index / kTilesATask * s.outputs;
+    const long origin = place.image * s.height * s.width * s.outputs + first;
+    T* target = m + place.index * channels;
+    T* sum = sums.data() + place.index / kTilesATask * channels;
     const long rows = std::min(kTile, s.height - place.row), columns = std::min(kTile, s.width - place.column);
-    for_each_vector<T>(s.outputs, [&](auto zero, long c) {
+    for_each_vector<T>(channels, [&](auto zero, long c) {
       using V = decltype(zero);
       V tile[kTile * kTile], half[kWindow * kTile], out[kWindow], total = load<V>(sum + c);
       for (long i = 0; i < kTile; ++i)
         for (long j = 0; j < kTile; ++j) {
           const long at = origin + ((place.row + i) * s.width + place.column + j) * s.outputs + c;
           const bool inside = i < rows && j < columns;
-          tile[i * kTile + j] = inside ? after.pass(load<V>(y + at), load<V>(grad + at)) : V{};
+          tile[i * kTile + j] = !inside ? V{} : y ? after.pass(load<V>(y + at), load<V>(grad + at)) : load<V>(grad + at);
           total += tile[i * kTile + j];
         }
       store(sum + c, total);
@@ -162,7 +164,7 @@ void winograd_output_adjoint(const Winograd& s, const Bounds<T>& after, const T*
     });
   });
   for (long task = 0; task < tasks; ++task)
-    for (long c = 0; c < s.outputs; ++c) grad_bias[c] += sums[task * s.outputs + c];
+    for (long c = 0; c < channels; ++c) grad_bias[c] += sums[task * channels + c];
 }
 
 // Filters, 9 numbers for column n and depth k at filters.at[n * row_step + k * depth_step] -> [36, panels, depth, 32], U
@@ -213,10 +215,11 @@ void winograd_filters_adjoint(long outputs, long inputs, const T* u, int threads
   });
 }
 
-// use(part, first): part has as many images as kTileBytes allow, the first of them is number `first`.
+// use(part, first): part has as many images as kTileBytes allow with so many channels of V and M together, the first of
+// them is number `first`.
 template <typename T, typename Use>
-void for_each_part(const Winograd& s, Use use) {
-  const long bytes = kPoints * s.rows() * s.columns() * (s.inputs + s.outputs) * static_cast<long>(sizeof(T));
+void for_each_part(const Winograd& s, long channels, Use use) {
+  const long bytes = kPoints * s.rows() * s.columns() * channels * static_cast<long>(sizeof(T));
   const long images = std::max(1l, kTileBytes / bytes);
   for (long first = 0; first < s.batch; first += images) {
     Winograd part = s;
@@ -229,7 +232,7 @@ void for_each_part(const Winograd& s, Use use) {
 template <typename T>
 void winograd_forward(const Winograd& s, const Bounds<T>& after, const T* x, const T* packed, const T* bias, int threads,
                       T* y) {
-  for_each_part<T>(s, [&](const Winograd& part, long first) {
+  for_each_part<T>(s, s.inputs + s.outputs, [&](const Winograd& part, long first) {
     const long tiles = part.tiles(), pixels = first * s.height * s.width, plane = tiles * s.inputs;
     const std::unique_ptr<T[]> v(new T[kPoints * plane]), m(new T[kPoints * tiles * s.outputs]);
     winograd_input(part, x + pixels * s.inputs, threads, v.get(),
@@ -239,31 +242,60 @@ void winograd_forward(const Winograd& s, const Bounds<T>& after, const T* x, con
   });
 }
 
-// The gradient of y, y, x, filters [outputs, inputs, 3, 3] -> gradients of x, filters and bias
+// Of `channels` output channels: packed U of `filters` [channels, inputs, 3, 3] with its channels as depth, and room for dU.
+template <typename T>
+struct WinogradFilters {
+  long channels, panels;
+  std::unique_ptr<T[]> packed, grad;
+
+  WinogradFilters(long channels, long inputs, const T* filters, int threads)
+      : channels(channels),
+        panels(ceil_divide(inputs, kPanel)),
+        packed(new T[kPoints * panels * channels * kPanel]),
+        grad(new T[kPoints * channels * inputs]) {
+    winograd_filters<T>(inputs, channels, {filters, kTaps, inputs * kTaps}, threads, packed.get());
+  }
+};
+
+// The part of winograd_backward that some images and the output channels of u, from `channel` on, have: adds to grad_bias
+// and, but for the first images, to u.grad and, but for the first channels, to grad_x.
+template <typename T>
+void winograd_backward_part(const Winograd& s, const Bounds<T>& after, const WinogradFilters<T>& u, long channel,
+                            bool is_first, const T* grad, const T* y, const T* x, int threads, T* grad_x, T* grad_bias) {
+  const long tiles = s.tiles(), size = kPoints * tiles * u.panels * kPanel;
+  const std::unique_ptr<T[]> v(new T[size]), m(new T[kPoints * tiles * u.channels]);
+  std::fill_n(v.get(), s.inputs % kPanel ? size : 0, T(0));
+  winograd_output_adjoint(s, after, grad, y, channel, u.channels, threads, m.get(), grad_bias + channel);
+  winograd_input(s, x, threads, v.get(), [&](long p, long tile, long c) {
+    return ((p * u.panels + c / kPanel) * tiles + tile) * kPanel + c % kPanel;  // packed as gemm's b
+  });
+  Epilogue<T> sum = unbounded<T>();
+  sum.addend = is_first ? nullptr : u.grad.get();
+  gemm<T>({kPoints, u.channels, s.inputs, tiles}, {m.get(), 1, u.channels}, tiles * u.channels, v.get(), sum, threads,
+          u.grad.get());
+  gemm<T>({kPoints, tiles, s.inputs, u.channels}, {m.get(), u.channels, 1}, tiles * u.channels, u.packed.get(),
+          unbounded<T>(), threads, v.get());
+  winograd_input_adjoint(s, v.get(), channel > 0, threads, grad_x);
+}
+
+// The gradient of y, y (null: there was no clip), x, filters [outputs, inputs, 3, 3] -> gradients of x, filters and bias
 template <typename T>
 void winograd_backward(const Winograd& s, const Bounds<T>& after, const T* grad, const T* y, const T* x, const T* filters,
                        int threads, T* grad_x, T* grad_filters, T* grad_bias) {
-  const long panels = ceil_divide(s.inputs, kPanel), count = kPoints * s.outputs * s.inputs;
-  const std::unique_ptr<T[]> packed(new T[kPoints * panels * s.outputs * kPanel]), u(new T[count]);
-  winograd_filters<T>(s.inputs, s.outputs, {filters, kTaps, s.inputs * kTaps}, threads, packed.get());
-  std::fill_n(u.get(), count, T(0));
+  const long fitting = kFilterBytes / (2 * kPoints * s.inputs * static_cast<long>(sizeof(T)));
+  const long most = std::max(kPanel, fitting / kPanel * kPanel), taps = s.inputs * kTaps, pixels = s.height * s.width;
   std::fill_n(grad_bias, s.outputs, T(0));
-  for_each_part<T>(s, [&](const Winograd& part, long first) {
-    const long tiles = part.tiles(), pixels = first * s.height * s.width, plane = panels * tiles * kPanel;
-    const std::unique_ptr<T[]> v(new T[kPoints * plane]), m(new T[kPoints * tiles * s.outputs]);
-    std::fill_n(v.get(), s.inputs % kPanel ? kPoints * plane : 0, T(0));
-    winograd_output_adjoint(part, after, grad + pixels * s.outputs, y + pixels * s.outputs, threads, m.get(), grad_bias);
-    winograd_input(part, x + pixels * s.inputs, threads, v.get(), [&](long p, long tile, long c) {
-      return p * plane + (c / kPanel * tiles + tile) * kPanel + c % kPanel;  // packed as gemm's b
+  for (long channel = 0; channel < s.outputs; channel += most) {
+    const long channels = std::min(most, s.outputs - channel);
+    const WinogradFilters<T> u(channels, s.inputs, filters + channel * taps, threads);
+    for_each_part<T>(s, s.inputs + channels, [&](const Winograd& part, long first) {
+      const long in = first * pixels * s.inputs, out = first * pixels * s.outputs;
+      winograd_backward_part(part, after, u, channel, first == 0, grad + out, y ? y + out : nullptr, x + in, threads, grad_x + in,
+                             grad_bias);
     });
-    Epilogue<T> sum = unbounded<T>();
-    sum.addend = u.get();
-    gemm<T>({kPoints, s.outputs, s.inputs, tiles}, {m.get(), 1, s.outputs}, tiles * s.outputs, v.get(), sum, threads, u.get());
-    gemm<T>({kPoints, tiles, s.inputs, s.outputs}, {m.get(), s.outputs, 1}, tiles * s.outputs, packed.get(),
-            unbounded<T>(), threads, v.get());
-    winograd_input_adjoint(part, v.get(), threads, grad_x + pixels * s.inputs);
-  });
-  winograd_filters_adjoint(s.outputs, s.inputs, u.get(), threads, grad_filters);
+    if (s.batch == 0) std::fill_n(u.grad.get(), kPoints * channels * s.inputs, T(0));
+    winograd_filters_adjoint(channels, s.inputs, u.grad.get(), threads, grad_filters + channel * taps);
+  }
 }
 
 }  // namespace popdet

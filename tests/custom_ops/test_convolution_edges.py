@@ -114,6 +114,8 @@ REFUSED = [
     ("winograd_backward", (Y, Y, X[0, 0], FILTERS, NONE), r"winograd backward: x is \(5, 3\)"),
     ("winograd_backward", (Y, Y, X, FILTERS[:, :, :1, :1], NONE), r"winograd backward: filters \[K,C,3,3\]"),
     ("winograd_backward", (Y, Y, X, FILTERS, (1.0, 0.0)), "winograd backward: bounds are 1.0, 0.0"),
+    ("winograd_backward", (Y, None, X, FILTERS, (0.0, 6.0)), r"winograd backward: with bounds \(0.0, 6.0\) y is needed"),
+    ("winograd_backward", (Y[..., :5], None, X, FILTERS, NONE), r"winograd backward: .* y absent"),
     ("winograd_backward", (Y, Y, X, FILTERS.astype(np.float64), NONE), "winograd backward: all inputs must be float32"),
 ]
 

@@ -137,6 +137,21 @@ def test_images_whose_tiles_do_not_fit_together_are_taken_in_parts(kernels, batc
     assert_near([y[:, :5, :5]], [winograd_by_torch(x[:, :6, :6], filters, bias, grad[:, :6, :6], RELU6)[0][:, :5, :5]], 3e-5)
 
 
+def test_output_channels_in_turn(kernels):
+    """More than fit what winograd.hpp gives the transformed filters: channels and images are taken in parts."""
+    x, filters, bias, grad = problem(9, 48, (7, 7), 640, 300, 3, F)
+    assert 2 * 36 * 640 * 300 * 4 > 2 * (20 << 20) and 36 * 4 * 48 * 640 * 4 > 16 << 20
+    found = winograd(kernels, x, filters, bias, grad, RELU6)
+    assert_near(found, winograd_by_torch(x, filters, bias, np.where((found[0] > 0) & (found[0] < 6), grad, 0), NONE), 3e-5)
+
+
+def test_without_a_clip_the_result_is_not_needed(kernels):
+    x, filters, bias, grad = problem(10, 2, (5, 7), 33, 40, 3, F)
+    y = kernels.winograd_forward(x, kernels.winograd_filters(filters), bias, NONE)
+    without, given = (kernels.winograd_backward(grad, result, x, filters, NONE) for result in (None, y))
+    assert_same_bits(without, given)
+
+
 @pytest.mark.parametrize("dtype", [F, D])
 @pytest.mark.parametrize("inputs, outputs, size", [(100, 64, (13, 6)), (1024, 33, (5, 7)), (31, 300, (30, 30))])
 def test_the_same_bits_for_any_number_of_threads(kernels, inputs, outputs, size, dtype):

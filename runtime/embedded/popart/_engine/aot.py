@@ -18,7 +18,7 @@ import shutil
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,8 @@ _INSTRUCTION_SETS = re.compile(
     r"(s?sse|avx|amx|fma|f16c|bmi|adx|movbe|popcnt|abm|lzcnt|vaes|vpclmul|gfni|sha_ni|neon|asimd|sve|fphp|bf16|i8mm|dotprod)"
 )
 
-_INDUCTOR = {
+INDUCTOR = {
+    "allow_buffer_reuse": False,  # a freed buffer would be kept until one of its size is needed
     "fallback_random": True,  # random ops draw from torch's generator, as the eager executor does
     "cpp.dynamic_threads": True,  # as many threads as the process that runs it has, not the one that compiled it
 }
@@ -196,15 +197,13 @@ class _Compiled:
     """One package, loaded."""
 
     def __init__(self, path: Path, key: dict[str, Any], graph: Graph, scratch=None):
-        import torch
-
         _register_custom_ops()
         self.path, self.key, self._scratch = path, key, scratch
         self._function = _Function(graph, key)
         names = (*self._function.weights, *self._function.inputs)
         self._info = {name: graph.info[name] for name in names}
         try:
-            self._run = torch._inductor.aoti_load_package(str(path))
+            self._run = load_native(path)
         except Exception as error:
             raise BadProgram(f"'{path}' is damaged or no compiled program: {str(error).splitlines()[0]}") from error
 
@@ -225,7 +224,7 @@ class _Compiled:
             arguments.append(tensor.detach().contiguous())
         if self.key["kind"] == "step":
             arguments.append(seed.detach().float().reshape(()))
-        results = self._run(*arguments)
+        results = self._run(arguments)
         count = len(self.key["wanted"])
         return dict(zip(self.key["wanted"], results)), dict(zip(self.key["grads_of"], results[count:]))
 
@@ -279,6 +278,17 @@ class _Function:
         return [*zeros, torch.ones(())] if self.key["kind"] == "step" else zeros
 
 
+def load_native(path: str | os.PathLike) -> Callable[[list], list]:
+    """The native function of a .pt2 file: a list of tensors (which it empties) -> a list of tensors.
+
+    As torch._inductor.aoti_load_package, which imports the whole compiler first (two seconds and 50 MB).
+    """
+    from torch._C import _aoti
+
+    one_thread, runners, device = False, 1, -1  # -1: the program's own
+    return _aoti.AOTIModelPackageLoader(os.fspath(path), "model", one_thread, runners, device).boxed_run
+
+
 def read_key(path: str | os.PathLike) -> dict[str, Any]:
     """The key of a compiled program, read without loading the program; BadProgram when there is none."""
     try:
@@ -316,27 +326,30 @@ def trace(graph: Graph, key: dict[str, Any]):
     examples = function.example()
 
     def flat(*tensors):
-        return tuple(_own(t, tensors) for t in function(dict(zip(names, tensors)), tensors[-1]))
+        given = {tensor.untyped_storage()._cdata for tensor in tensors}
+        return tuple(_own(t, given) for t in function(dict(zip(names, tensors)), tensors[-1]))
 
     return make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*examples), tuple(examples)
 
 
-def _own(tensor, arguments):
+def _own(tensor, given: set[int]):
     """A copy where a result would share memory with an argument (Identity, Reshape of an input)."""
-    storage = tensor.untyped_storage()._cdata
-    return tensor.clone() if any(storage == a.untyped_storage()._cdata for a in arguments) else tensor
+    return tensor.clone() if tensor.untyped_storage()._cdata in given else tensor
 
 
 def _compile_package(graph, key, path):
     import torch
 
+    from . import materialize
+
     module, examples = trace(graph, key)
+    materialize.teach_compiler()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own internals
         exported = torch.export.export(module, examples, strict=False)
-        torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=_INDUCTOR)
+        torch._inductor.aoti_compile_and_package(exported, package_path=str(path), inductor_configs=INDUCTOR)
 
 
 def _register_custom_ops() -> None:
     """A program calls popdet's custom ops by name."""
-    from . import custom, depthwise, inverted_residual, pointwise, winograd  # noqa: F401
+    from . import custom, depthwise, inverted_residual, materialize, pointwise, winograd  # noqa: F401

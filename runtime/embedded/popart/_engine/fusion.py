@@ -26,9 +26,8 @@ def fuse(graph: Graph, steps: Steps, wanted: Iterable[str], training: bool) -> S
     from .fusion_rules import RULES
 
     plan = Plan(graph, steps, set(wanted), training)
-    convolutions = [op for op, _ in steps if op.op_type == "Conv" and op.domain in ("", "ai.onnx")]
-    for rule in RULES:
-        for op in convolutions:
+    for kind, rule in RULES:
+        for op in (op for op, _ in steps if op.op_type == kind and op.domain in ("", "ai.onnx")):
             made = rule(plan, op) if id(op) not in plan.covered else None
             if made is not None:
                 plan.covered.update((id(part), made) for part in made.parts)

@@ -4,6 +4,8 @@
     Conv (3x3) -> Clip or Relu                      ->   popdet_embedded::winograd
     Conv (1x1) -> Add -> Clip or Relu               ->   popdet_embedded::pointwise, inference only
     Conv (1x1) -> the first -> Conv (1x1) -> Add    ->   popdet_embedded::inverted_residual, inference of many small maps
+    Conv -> Mul (a number a channel)                ->   scaled.py, training only
+    Add (of two maps)                               ->   the same, its gradient in memory: materialize.py, training only
 
 Whatever is not the Conv may be missing, of the last line also the first Conv (1x1). A rule takes a Conv and says what would
 cover it, or None.
@@ -46,6 +48,8 @@ def winograd(plan: Plan, op: Op) -> Fused | None:
             and min(plan.graph.info[op.inputs[0]].dims[1], y.dims[1]) >= WINOGRAD_CHANNELS
             and y.nelms() // y.dims[1] >= WINOGRAD_PIXELS[plan.training]):  # fmt: skip
         return None
+    if plan.training and _scale_behind(plan, op):
+        return _scaled(plan, op, by_winograd=True)
     after = _clip_behind(plan, op)
     parts = [op, *after.ops]
 
@@ -119,7 +123,67 @@ def inverted_residual(plan: Plan, op: Op) -> Fused | None:
     return Fused(parts, [*packing, _op(op, inputs, parts[-1].outputs, run)])
 
 
-RULES = (inverted_residual, depthwise, winograd, pointwise)
+def scaled(plan: Plan, op: Op) -> Fused | None:
+    pads = tuple(op.attr("pads", (0, 0, 0, 0)))
+    x = plan.graph.info[op.inputs[0]]
+    if (not plan.training or x.dtype != "float32" or len(x.dims) != 4 or pads[:2] != pads[2:] or not _scale_behind(plan, op)
+            or op.attr("auto_pad", "NOTSET") != "NOTSET"):  # fmt: skip
+        return None
+    return _scaled(plan, op, by_winograd=False)
+
+
+def _scaled(plan: Plan, op: Op, by_winograd: bool) -> Fused:
+    mul, scale = _scale_behind(plan, op)
+
+    def run(fused, x, filters, scale):
+        from . import scaled, winograd
+
+        if by_winograd:
+            return scaled.scaled(x, filters, scale, winograd.convolve, winograd.differentiate)
+        settings = op.attr("strides", (1, 1)), op.attr("pads", (0, 0, 0, 0))[:2], op.attr("dilations", (1, 1))
+        return scaled.scaled(x, filters, scale, *scaled.plain(*map(list, settings), op.attr("group", 1)))
+
+    return Fused([op, mul], [_op(op, (*op.inputs[:2], scale), mul.outputs, run)])
+
+
+def _scale_behind(plan: Plan, op: Op) -> tuple[Op, str] | None:
+    """(the Mul that alone reads the result of a convolution without bias, with a number a channel, those), or None"""
+    mul = plan.only_reader(op) if not _bias(op) else None
+    if mul is None or mul.op_type != "Mul" or mul.domain not in ("", "ai.onnx"):
+        return None
+    other = mul.inputs[1] if mul.inputs[0] == op.outputs[0] else mul.inputs[0]
+    channels, dims = plan.graph.info[op.outputs[0]].dims[1], tuple(plan.graph.info[other].dims)
+    return (mul, other) if dims in ((1, channels, 1, 1), (channels, 1, 1)) else None
+
+
+def residual(plan: Plan, op: Op) -> Fused | None:
+    """op: an Add."""
+    info = [plan.graph.info[name] for name in (*op.inputs, *op.outputs)]
+    if not plan.training or len({(i.dims, i.dtype) for i in info}) > 1 or info[0].dtype != "float32" or len(info[0].dims) != 4:
+        return None
+    if not all(name in plan.makers for name in op.inputs):
+        return None
+
+    def run(fused, x, y):
+        from .materialize import materialize
+
+        total = x + y
+        if total.requires_grad:
+            total.register_hook(materialize)
+        return total
+
+    return Fused([op], [_op(op, op.inputs, op.outputs, run)])
+
+
+# (the type of op that it looks at, the rule), the first that fits is taken
+RULES = (
+    ("Conv", inverted_residual),
+    ("Conv", depthwise),
+    ("Conv", winograd),
+    ("Conv", pointwise),
+    ("Conv", scaled),
+    ("Add", residual),
+)
 
 
 class _Clip:

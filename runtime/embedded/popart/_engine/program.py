@@ -99,8 +99,9 @@ def differentiate(graph, loss, wanted, grads_of, weights, inputs, seed, asked=No
     if steps is None:
         asked, steps = _training_plan(graph, loss, wanted, grads_of)
     with torch.enable_grad():
+        differentiated = set(grads_of)
         leaves = [
-            {name: _leaf(t, name in grads_of) for name, t in {**w, **i}.items()} for w, i in zip(weights, inputs)
+            {name: _leaf(t, name in differentiated) for name, t in {**w, **i}.items()} for w, i in zip(weights, inputs)
         ]
         replicas = run_replicas(graph, leaves, asked, steps)
         gradients: list[Tensors] = [{} for _ in replicas]

@@ -4,8 +4,8 @@ multiplications.
     clip(conv(x, filters) + bias, low, high)
 
 Winograd's F(4x4, 3x3), channels-last, float32: the host library's (custom_ops/host/winograd.hpp, where the method and its
-accuracy are), or torch's where that cannot be had. Forward keeps x and the result, nothing in between. Inference takes
-filters that were transformed ahead, as weights do not change there.
+accuracy are), or torch's where that cannot be had. Forward keeps x and, for a clip, the result, nothing in between.
+Inference takes filters that were transformed ahead, as weights do not change there.
 """
 import functools
 import math
@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import torch
 
-from .custom import ANY_LAYOUT, host_kernels, with_infinity
+from .custom import ANY_LAYOUT, LARGEST, host_kernels, with_infinity
 from .pointwise import channels_last, like_channels_last, pack, packed_shape, rows_of, unpack
 
 _A, _B = Fraction(3, 4), Fraction(3, 2)  # interpolation at 0, +-_A, +-_B and infinity
@@ -64,13 +64,14 @@ def _(x, filters, bias, low, high):
 
 @torch.library.custom_op("popdet_embedded::winograd_backward", mutates_args=(), tags=ANY_LAYOUT)
 def winograd_backward(
-    grad: torch.Tensor, y: torch.Tensor, x: torch.Tensor, filters: torch.Tensor, low: float, high: float
+    grad: torch.Tensor, y: torch.Tensor | None, x: torch.Tensor, filters: torch.Tensor, low: float, high: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of x (channels-last), filters and bias, from that of the result y."""
+    """Gradients of x (channels-last), filters and bias, from that of the result y; without bounds y may be absent."""
     kernels = host_kernels() if grad.device.type == "cpu" else None
     if kernels is None:
         return _backward_in_torch(grad, y, x, filters, low, high)
-    given, threads = (rows_of(grad), rows_of(y), rows_of(x), filters.contiguous().numpy()), torch.get_num_threads()
+    maps, threads = (rows_of(grad), None if y is None else rows_of(y), rows_of(x)), torch.get_num_threads()
+    given = (*maps, filters.contiguous().numpy())
     to_x, to_filters, to_bias = map(torch.from_numpy, kernels.winograd_backward(*given, with_infinity(low, high), threads))
     return to_x.permute(0, 3, 1, 2), to_filters, to_bias
 
@@ -82,15 +83,25 @@ def _(grad, y, x, filters, low, high):
 
 def _keep_for_backward(ctx, inputs, output):
     x, filters, _, ctx.low, ctx.high = inputs
-    ctx.save_for_backward(x, filters, output)
+    ctx.save_for_backward(x, filters, *(() if (ctx.low, ctx.high) == (-LARGEST, LARGEST) else (output,)))
 
 
 def _differentiate(ctx, grad):
-    x, filters, y = ctx.saved_tensors
-    return *winograd_backward(grad, y, x, filters, ctx.low, ctx.high), None, None
+    x, filters, *y = ctx.saved_tensors
+    return *winograd_backward(grad, y[0] if y else None, x, filters, ctx.low, ctx.high), None, None
 
 
 winograd.register_autograd(_differentiate, setup_context=_keep_for_backward)
+
+
+def convolve(x: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    """The convolution alone, as `differentiate` for scaled.py."""
+    return winograd(x, filters, x.new_zeros(filters.shape[0]), -LARGEST, LARGEST)
+
+
+def differentiate(grad, x, filters, wanted):
+    to_x, to_filters, _ = winograd_backward(grad, None, x, filters, -LARGEST, LARGEST)
+    return to_x, to_filters
 
 
 @functools.lru_cache(maxsize=None)
@@ -140,7 +151,8 @@ def winograd_in_torch(x, transformed, bias, low, high):
 
 
 def _backward_in_torch(grad, y, x, filters, low, high):
-    grad = torch.where((y > low) & (y < high), grad, 0.0)
+    if y is not None:
+        grad = torch.where((y > low) & (y < high), grad, 0.0)
     to_x, to_filters, to_bias = torch.ops.aten.convolution_backward(
         grad, x, filters, list(filters.shape[:1]), [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, True, True]
     )
