@@ -153,6 +153,11 @@ def _pointwise(node: Node) -> int:
     return 2 * math.prod(_shape(node)) * _shape(node.args[0])[1]
 
 
+def _pointwise_mean(node: Node) -> int:
+    """1x1 over x [B,C,H,W], the first argument, to means [B,K]."""
+    return 2 * math.prod(_shape(node.args[0])) * _shape(node)[1]
+
+
 def _inverted_residual(node: Node) -> int:
     """popdet_embedded::inverted_residual(x, expand or None, _, filters [M,1,3,3], ...): 1x1 to M, depthwise 3x3, 1x1."""
     into, (middle, *_), out = _shape(node.args[0]), _shape(node.args[3]), _shape(node)
@@ -180,7 +185,7 @@ FLOPS: Dict[str, Callable[[Node], int]] = {
     "popdet_embedded::winograd": _winograd(1, 0, -1),
     "popdet_embedded::winograd_transformed": _winograd(1, 0, -1),
     "popdet_embedded::winograd_backward": _winograd(2, 2, 0),
-    "popdet_embedded::pointwise": _pointwise,
+    "popdet_embedded::pointwise": _pointwise, "popdet_embedded::pointwise_mean": _pointwise_mean,
     "popdet_embedded::inverted_residual": _inverted_residual,
     "popdet_embedded::roi_align": _roi_align(-1), "popdet_embedded::roi_align_backward": _roi_align(0),
     "popdet::roi_align": _roi_align(-1), "popdet::roi_align_backward": _roi_align(0),

@@ -93,17 +93,19 @@ class Convolutions(NativeLibrary):
         threads: Optional[int] = None,
     ) -> np.ndarray:
         """clip(conv(x) + bias + addend, after): x [B,H,W,C], bias [K], addend [B,H,W,K] or None -> [B,H,W,K]."""
-        arrays = [x, packed, bias] if addend is None else [x, packed, bias, addend]
-        dtype = common_dtype("pointwise", *arrays)
-        _check_packed("pointwise", x, packed, bias, after, pointwise_packed_shape)
-        y = np.empty((*x.shape[:3], bias.shape[0]), x.dtype)
-        if addend is not None and addend.shape != y.shape:
-            raise CustomOpError(f"pointwise: the addend is {addend.shape}, not {y.shape}")
-        x, packed, bias, *added = (np.ascontiguousarray(array) for array in arrays)
-        sizes = (INT64 * 3)(x.size // x.shape[3], y.shape[3], x.shape[3])
-        pointers = (x.ctypes.data, packed.ctypes.data, bias.ctypes.data, added[0].ctypes.data if added else None)
-        self.call("pointwise", dtype, *pointers, sizes, (DOUBLE * 2)(*after), thread_count(threads), y.ctypes.data)
-        return y
+        return self._pointwise("pointwise", x, packed, bias, addend, after, (*x.shape[:3], *bias.shape), threads)
+
+    def pointwise_mean(
+        self,
+        x: np.ndarray,
+        packed: np.ndarray,
+        bias: np.ndarray,
+        addend: Optional[np.ndarray],
+        after: Bounds,
+        threads: Optional[int] = None,
+    ) -> np.ndarray:
+        """The means of what `pointwise` gives over height and width: [B,K]."""
+        return self._pointwise("pointwise_mean", x, packed, bias, addend, after, (*x.shape[:1], *bias.shape), threads)
 
     def inverted_residual(
         self,
@@ -186,6 +188,30 @@ class Convolutions(NativeLibrary):
         read, written = [None if array is None else array.ctypes.data for array in arrays], [a.ctypes.data for a in made]
         self.call("winograd_backward", dtype, *read, sizes, bounds, thread_count(threads), *written)
         return made
+
+    def _pointwise(
+        self,
+        name: str,
+        x: np.ndarray,
+        packed: np.ndarray,
+        bias: np.ndarray,
+        addend: Optional[np.ndarray],
+        after: Bounds,
+        result: Tuple[int, ...],
+        threads: Optional[int],
+    ) -> np.ndarray:
+        arrays = [x, packed, bias] if addend is None else [x, packed, bias, addend]
+        dtype = common_dtype(name, *arrays)
+        _check_packed(name, x, packed, bias, after, pointwise_packed_shape)
+        (batch, height, width, inputs), outputs = x.shape, bias.shape[0]
+        if addend is not None and addend.shape != (batch, height, width, outputs):
+            raise CustomOpError(f"{name}: the addend is {addend.shape}, not {(batch, height, width, outputs)}")
+        y, pixels = np.empty(result, x.dtype), height * width
+        x, packed, bias, *added = (np.ascontiguousarray(array) for array in arrays)
+        sizes = (INT64 * 4)(batch * pixels, outputs, inputs, pixels)
+        pointers = (x.ctypes.data, packed.ctypes.data, bias.ctypes.data, added[0].ctypes.data if added else None)
+        self.call(name, dtype, *pointers, sizes, (DOUBLE * 2)(*after), thread_count(threads), y.ctypes.data)
+        return y
 
     def _packed(
         self,

@@ -3,6 +3,8 @@
 //
 //   out[m, n] = clip(sum over k of a[m, k] * b[k, n] + bias[n] + addend[m, n])
 //
+// or the means of that over rows side by side, which are the pixels of an image.
+//
 // b is packed ahead: panels of 32 columns, in each row k after row k, the last panel filled up with zeros. Innermost, a
 // block of rows times two vectors of columns is summed up in registers, which bounds it by arithmetic alone: rows of a
 // come from level 1 or 2 of the cache, a panel of b from level 2. Each element is one sum over k in order, so that neither
@@ -16,6 +18,7 @@
 namespace popdet {
 
 constexpr long kPanel = 32;             // columns
+constexpr long kHeight = kWideRegisters / 2 - 2;  // rows whose sums are in registers at once
 constexpr long kRowBytes = 256 * 1024;  // of a, as many rows as a task keeps in the level 2 cache
 constexpr long kFewTasks = 16;          // with fewer blocks of rows, columns are cut as well
 constexpr long kSetBytes = 4096;        // rows of a that far apart fall in the same few lines of the level 1 cache
@@ -55,6 +58,14 @@ template <typename T>
 struct Epilogue {
   const T *bias, *addend;
   Bounds<T> after;
+
+  // of sums in columns `column`, .., where the addend has element `at`, ..
+  template <typename V>
+  V finished(V sum, long column, long at) const {
+    if (bias) sum += load<V>(bias + column);
+    if (addend) sum += load<V>(addend + at);
+    return after.clip(sum);
+  }
 };
 
 template <typename T>
@@ -115,27 +126,21 @@ std::vector<T> packed_rows(const Rows<T>& a, long count, long depth, long height
   return result;
 }
 
-// One row of a panel, sums -> out.
+// How many rows of a a task takes.
 template <typename T>
-inline void finish_row(const Epilogue<T>& epilogue, const T* sums, long column, long at, long count, T* out) {
-  for_each_wide_vector<T>(count, [&](auto zero, long c) {
-    using V = decltype(zero);
-    V value = load<V>(sums + c);
-    if (epilogue.bias) value += load<V>(epilogue.bias + column + c);
-    if (epilogue.addend) value += load<V>(epilogue.addend + at + c);
-    store(out + at + c, epilogue.after.clip(value));
-  });
+long fitting_rows(long depth) {
+  const long bytes = std::max(1l, depth) * static_cast<long>(sizeof(T)) * kHeight;
+  return std::min(16l, std::max(1l, kRowBytes / bytes)) * kHeight;
 }
 
-// a, of which each of the batch is batch_step behind the one before, and packed b -> out [batch, rows, columns]; the addend
-// is laid out as out is, and may be out.
-template <typename T>
-void gemm(const Gemm& s, const Rows<T>& a, long batch_step, const T* packed, const Epilogue<T>& epilogue, int threads,
-          T* out) {
-  using V = typename WideVectorOf<T>::type;
-  constexpr long lanes = sizeof(V) / sizeof(T), height = kWideRegisters / 2 - 2;
-  const long fitting = std::max(1l, kRowBytes / (std::max(1l, s.depth) * static_cast<long>(sizeof(T)) * height)) * height;
-  const long block = std::min(fitting, 16 * height), blocks = ceil_divide(s.rows, block);
+// a, of which each of the batch is batch_step behind the one before, and packed b -> finish(sums, row, column, count) for
+// parts of rows: `count` sums from `column` on of a row, which counts on from one of the batch to the next. Rows that
+// are in the same `block` of them are finished in order by one thread, as far as a column is concerned.
+template <typename T, typename Finish>
+void gemm_rows(const Gemm& s, const Rows<T>& a, long batch_step, const T* packed, long block, int threads,
+               Finish finish) {
+  constexpr long lanes = kWideBytes / sizeof(T);
+  const long blocks = ceil_divide(s.rows, block);
   const long wanted = ceil_divide(kFewTasks, std::max(1l, s.batch * blocks));
   const long chunk = ceil_divide(s.panels(), std::min(wanted, s.panels())), chunks = ceil_divide(s.panels(), chunk);
   const bool in_place = a.depth_step == 1 && a.row_step * sizeof(T) % kSetBytes != 0;
@@ -144,22 +149,61 @@ void gemm(const Gemm& s, const Rows<T>& a, long batch_step, const T* packed, con
     const long first = task / chunks % blocks * block, last = std::min(s.rows, first + block);
     const Rows<T> mine = Rows<T>{a.at + number * batch_step, a.row_step, a.depth_step}.from(first);
     std::vector<T> copied;
-    if (!in_place) copied = packed_rows(mine, last - first, s.depth, height);
-    alignas(64) T sums[height * kPanel];
+    if (!in_place) copied = packed_rows(mine, last - first, s.depth, kHeight);
+    alignas(64) T sums[kHeight * kPanel];
     for (long panel = first_panel; panel < std::min(s.panels(), first_panel + chunk); ++panel) {
       const T* b = packed + number * s.packed() + panel * s.depth * kPanel;
       const long column = panel * kPanel, count = std::min(kPanel, s.columns - column);
-      for (long row = first; row < last; row += height) {
-        const long rows = std::min(height, last - row);
+      for (long row = first; row < last; row += kHeight) {
+        const long rows = std::min(kHeight, last - row);
         const Rows<T> part_of_a =
-            in_place ? mine.from(row - first) : Rows<T>{copied.data() + (row - first) * s.depth, 1, height};
+            in_place ? mine.from(row - first) : Rows<T>{copied.data() + (row - first) * s.depth, 1, kHeight};
         for (long part = 0; part < kPanel; part += 2 * lanes)
-          BlockOf<height, T>::run(rows, part_of_a, s.depth, b + part, sums + part);
-        for (long i = 0; i < rows; ++i)
-          finish_row(epilogue, sums + i * kPanel, column, (number * s.rows + row + i) * s.columns + column, count, out);
+          BlockOf<kHeight, T>::run(rows, part_of_a, s.depth, b + part, sums + part);
+        for (long i = 0; i < rows; ++i) finish(sums + i * kPanel, number * s.rows + row + i, column, count);
       }
     }
   });
+}
+
+// The sums, finished -> out [batch, rows, columns]; the addend is laid out as out is, and may be out.
+template <typename T>
+void gemm(const Gemm& s, const Rows<T>& a, long batch_step, const T* packed, const Epilogue<T>& epilogue, int threads,
+          T* out) {
+  gemm_rows(s, a, batch_step, packed, fitting_rows<T>(s.depth), threads,
+            [&](const T* sums, long row, long column, long count) {
+              const long at = row * s.columns + column;
+              for_each_wide_vector<T>(count, [&](auto zero, long c) {
+                store(out + at + c, epilogue.finished(load<decltype(zero)>(sums + c), column + c, at + c));
+              });
+            });
+}
+
+// As many images of `pixels` rows as are at most `most` rows, but one at least, and of those numbers the one with which the
+// fewest rows of an image are left over for blocks that are not kHeight high.
+inline long images_together(long pixels, long most) {
+  long best = 1;
+  for (long images = 2; images * pixels <= most; ++images)
+    if (images * pixels % kHeight * best <= best * pixels % kHeight * images) best = images;
+  return best;
+}
+
+// Each `pixels` rows are an image -> their means [rows / pixels, columns]. What they are the means of is never written: a
+// row is added to its image's sums when it is finished, in order, as a task has whole images.
+template <typename T>
+void gemm_mean(const Gemm& s, long pixels, const Rows<T>& a, const T* packed, const Epilogue<T>& epilogue, int threads,
+               T* means) {
+  const long block = images_together(pixels, fitting_rows<T>(s.depth)) * pixels;
+  std::fill(means, means + s.rows / pixels * s.columns, T(0));
+  gemm_rows(s, a, 0, packed, block, threads, [&](const T* sums, long row, long column, long count) {
+    T* target = means + row / pixels * s.columns + column;
+    for_each_wide_vector<T>(count, [&](auto zero, long c) {
+      using V = decltype(zero);
+      const V value = epilogue.finished(load<V>(sums + c), column + c, row * s.columns + column + c);
+      store(target + c, load<V>(target + c) + value);
+    });
+  });
+  for (long i = 0; i < s.rows / pixels * s.columns; ++i) means[i] /= static_cast<T>(pixels);
 }
 
 }  // namespace popdet

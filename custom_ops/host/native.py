@@ -15,7 +15,7 @@ import numpy as np
 from custom_ops.schema import CustomOpError
 from runtime.errors import EnvironmentProblem
 
-ABI = 3
+ABI = 4
 INT, INT64, DOUBLE, POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 _SUFFIX = {"float32": "f32", "float64": "f64"}
 _ROI_ALIGN = (POINTER, POINTER, POINTER, DOUBLE, INT, INT, POINTER)
@@ -27,6 +27,7 @@ _KERNELS: Dict[str, Tuple[Any, ...]] = {  # name -> types of the arguments
     "depthwise_backward": (*[POINTER] * 6, INT, *[POINTER] * 3),
     "pack_filters": (*[POINTER] * 2, INT, POINTER),
     "pointwise": (*[POINTER] * 6, INT, POINTER),
+    "pointwise_mean": (*[POINTER] * 6, INT, POINTER),
     "inverted_residual": (*[POINTER] * 10, INT, POINTER),
     "winograd_filters": (*[POINTER] * 2, INT, POINTER),
     "winograd_forward": (*[POINTER] * 5, INT, POINTER),

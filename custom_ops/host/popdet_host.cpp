@@ -224,7 +224,7 @@ popdet::Winograd make_winograd(const int64_t* shape) {
   return {at(0), at(1), at(2), at(3), at(4)};
 }
 
-// shape: rows, columns, depth
+// shape: rows, columns, depth; behind them, where means are taken, the pixels of an image
 popdet::Gemm make_gemm(const int64_t* shape) {
   return {1, static_cast<long>(shape[0]), static_cast<long>(shape[1]), static_cast<long>(shape[2])};
 }
@@ -271,6 +271,15 @@ popdet::Gemm make_gemm(const int64_t* shape) {
     const popdet::Epilogue<T> epilogue{bias, addend, make_bounds<T>(bounds)};                                          \
     return guarded([&]() { popdet::gemm<T>(s, {x, s.depth, 1}, 0, packed, epilogue, threads, y); });                   \
   }                                                                                                                    \
+  int popdet_pointwise_mean_##SUFFIX(const T* x, const T* packed, const T* bias, const T* addend,                      \
+                                     const int64_t* shape, const double* bounds, int threads, T* means) {              \
+    const popdet::Gemm s = make_gemm(shape);                                                                           \
+    const popdet::Epilogue<T> epilogue{bias, addend, make_bounds<T>(bounds)};                                          \
+    const long pixels = static_cast<long>(shape[3]);                                                                   \
+    return guarded([&]() {                                                                                             \
+      popdet::gemm_mean<T>(s, pixels, {x, s.depth, 1}, packed, epilogue, threads, means);                              \
+    });                                                                                                                \
+  }                                                                                                                    \
   int popdet_inverted_residual_##SUFFIX(const T* x, const T* expand, const T* expand_bias, const T* filters,           \
                                         const T* bias, const T* project, const T* project_bias, const T* addend,       \
                                         const int64_t* shape, const double* bounds, int threads, T* y) {               \
@@ -300,7 +309,7 @@ popdet::Gemm make_gemm(const int64_t* shape) {
   }
 
 extern "C" {
-int popdet_host_abi() { return 3; }
+int popdet_host_abi() { return 4; }
 POPDET_EXPORT(float, f32)
 POPDET_EXPORT(double, f64)
 }

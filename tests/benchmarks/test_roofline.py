@@ -47,6 +47,17 @@ def test_the_host_kernels_count_as_what_they_compute():
     assert counts["depthwise"].flops == 2 * 9 * 4 * 36 and not unknown
 
 
+def test_a_convolution_whose_means_alone_remain_counts_every_pixel():
+    popart = load_popart()
+    __import__(f"{popart.__name__}._engine.pointwise")
+
+    def run(x, packed, bias):
+        return torch.ops.popdet_embedded.pointwise_mean(x, packed, bias, None, 0.0, 6.0)
+
+    counts, unknown = count(_traced(run, torch.zeros(2, 3, 5, 4), torch.zeros(2, 3, 32), torch.zeros(40)))
+    assert counts["convolutions forward"].flops == 2 * (2 * 5 * 4) * 3 * 40 and not unknown
+
+
 def test_the_network_as_written_has_the_flops_that_torch_counts():
     network = load_config("configs/shapes-tiny.yaml").network
     from export.network.detector import build_detector, input_signature

@@ -128,6 +128,7 @@ def test_bad_arguments_are_refused_with_the_name_of_the_op(kernels, method, argu
 
 EMPTY = {
     "pointwise": "kernels.pointwise(zeros(1, 4, 5, 3), zeros(0, 3, 32), zeros(0), None, (0, 1))",
+    "pointwise_mean": "kernels.pointwise_mean(zeros(1, 0, 5, 3), zeros(1, 3, 32), zeros(6), None, (0, 1))",
     "winograd": "kernels.winograd_forward(zeros(1, 4, 5, 3), zeros(36, 0, 3, 32), zeros(0), (0, 1))",
     "winograd backward": "kernels.winograd_backward(*[zeros(1, 0, 5, 6)] * 2, zeros(1, 0, 5, 3), zeros(6, 3, 3, 3), (0, 1))",
 }

@@ -3,12 +3,13 @@
     Clip -> Conv (3x3, group = channels) -> Clip    ->   popdet_embedded::depthwise
     Conv (3x3) -> Clip or Relu                      ->   popdet_embedded::winograd
     Conv (1x1) -> Add -> Clip or Relu               ->   popdet_embedded::pointwise, inference only
+    the last -> mean over height and width          ->   popdet_embedded::pointwise_mean, inference only
     Conv (1x1) -> the first -> Conv (1x1) -> Add    ->   popdet_embedded::inverted_residual, inference of many small maps
     Conv -> Mul (a number a channel)                ->   scaled.py, training only
     Add (of two maps)                               ->   the same, its gradient in memory: materialize.py, training only
 
-Whatever is not the Conv may be missing, of the last line also the first Conv (1x1). A rule takes a Conv and says what would
-cover it, or None.
+Whatever is neither the Conv nor the mean may be missing, of the last line also the first Conv (1x1). A rule takes a Conv and
+says what would cover it, or None.
 """
 from __future__ import annotations
 
@@ -77,19 +78,33 @@ def winograd(plan: Plan, op: Op) -> Fused | None:
 def pointwise(plan: Plan, op: Op) -> Fused | None:
     if plan.training or not _is_pointwise(plan, op):
         return None
-    outputs, (row_step, column_step) = plan.graph.info[op.outputs[0]].dims[1], op.attr("strides", (1, 1))
-    adding, addend = _adding(plan, op)
-    after = _clip_behind(plan, [op, *adding][-1])
-    parts, packing = [op, *adding, *after.ops], _packing(op, _pack_filters)
+    parts, inputs, bounds, packing = _pointwise(plan, op)
 
     def run(fused, x, packed, bias, addend):
         from .pointwise import pointwise
 
-        rows = x[:, :, ::row_step, ::column_step]
-        return pointwise(rows, packed, _or_zeros(bias, x, outputs), addend, *after.bounds)
+        return pointwise(_strided(x, op), packed, _or_zeros(bias, x, plan.graph.info[op.outputs[0]].dims[1]), addend, *bounds)
 
-    inputs = (op.inputs[0], *packing.outputs, _bias(op), addend)
     return Fused(parts, [packing, _op(op, inputs, parts[-1].outputs, run)])
+
+
+def pointwise_mean(plan: Plan, op: Op) -> Fused | None:
+    if plan.training or not _is_pointwise(plan, op):
+        return None
+    parts, inputs, bounds, packing = _pointwise(plan, op)
+    mean = plan.only_reader(parts[-1])
+    if mean is None or not _is_mean_over_pixels(mean):
+        return None
+    keep = mean.op_type == "GlobalAveragePool" or bool(mean.attr("keepdims", 1))
+
+    def run(fused, x, packed, bias, addend):
+        from .pointwise import pointwise_mean
+
+        biases = _or_zeros(bias, x, plan.graph.info[op.outputs[0]].dims[1])
+        means = pointwise_mean(_strided(x, op), packed, biases, addend, *bounds)
+        return means[:, :, None, None] if keep else means
+
+    return Fused([*parts, mean], [packing, _op(op, inputs, mean.outputs, run)])
 
 
 def inverted_residual(plan: Plan, op: Op) -> Fused | None:
@@ -180,6 +195,7 @@ RULES = (
     ("Conv", inverted_residual),
     ("Conv", depthwise),
     ("Conv", winograd),
+    ("Conv", pointwise_mean),
     ("Conv", pointwise),
     ("Conv", scaled),
     ("Add", residual),
@@ -228,6 +244,27 @@ def _adding(plan: Plan, op: Op) -> tuple[list[Op], str]:
     other = adding.inputs[1] if adding.inputs[0] == op.outputs[0] else adding.inputs[0]
     same = tuple(plan.graph.info[other].dims) == tuple(plan.graph.info[op.outputs[0]].dims)
     return ([adding], other) if same else ([], "")
+
+
+def _pointwise(plan: Plan, op: Op) -> tuple[list[Op], tuple[str, ...], Bounds, Op]:
+    """What one matrix product computes, the Conv first: (the ops, its inputs, bounds, the op that packs the filters)."""
+    adding, addend = _adding(plan, op)
+    after, packing = _clip_behind(plan, [op, *adding][-1]), _packing(op, _pack_filters)
+    return [op, *adding, *after.ops], (op.inputs[0], *packing.outputs, _bias(op), addend), after.bounds, packing
+
+
+def _strided(x, conv: Op):
+    """The pixels of x that a 1x1 convolution reads."""
+    row_step, column_step = conv.attr("strides", (1, 1))
+    return x[:, :, ::row_step, ::column_step]
+
+
+def _is_mean_over_pixels(op: Op) -> bool:
+    """Over height and width of a tensor [B,C,H,W]."""
+    if op.domain not in ("", "ai.onnx"):
+        return False
+    axes = sorted(axis % 4 for axis in op.attr("axes", ()))
+    return op.op_type == "GlobalAveragePool" or (op.op_type == "ReduceMean" and axes == [2, 3])
 
 
 def _is_plain(plan: Plan, op: Op, side: int) -> bool:

@@ -2,6 +2,7 @@
 
     clip(conv(x, filters) + bias + addend, low, high)
 
+`popdet_embedded::pointwise_mean` gives the means of that over height and width, and never writes what they are means of.
 Channels-last, float32, by the host library (custom_ops/host/gemm.hpp) or torch where that cannot be had. The filters are
 packed ahead, as weights do not change in inference. No gradients.
 """
@@ -33,16 +34,40 @@ def pointwise(
     """x [B,C,H,W], filters of `pack_filters`, bias [K], addend [B,K,H,W] -> [B,K,H,W], channels-last."""
     kernels = host_kernels() if x.device.type == "cpu" else None
     if kernels is None:
-        out = pointwise_in_torch(x, packed, bias)
-        return channels_last((out if addend is None else out + addend).clamp(*with_infinity(low, high)))
-    added, threads = None if addend is None else rows_of(addend), torch.get_num_threads()
-    out = kernels.pointwise(rows_of(x), packed.contiguous().numpy(), bias.numpy(), added, with_infinity(low, high), threads)
-    return torch.from_numpy(out).permute(0, 3, 1, 2)
+        return channels_last(_clipped_in_torch(x, packed, bias, addend, low, high))
+    return torch.from_numpy(kernels.pointwise(*_arguments(x, packed, bias, addend, low, high))).permute(0, 3, 1, 2)
 
 
 @pointwise.register_fake
 def _(x, packed, bias, addend, low, high):
     return like_channels_last(x, bias.shape[0])
+
+
+@torch.library.custom_op("popdet_embedded::pointwise_mean", mutates_args=(), tags=ANY_LAYOUT)
+def pointwise_mean(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor, addend: torch.Tensor | None, low: float, high: float
+) -> torch.Tensor:
+    """As `pointwise`, but the means over height and width: [B,K]."""
+    kernels = host_kernels() if x.device.type == "cpu" else None
+    if kernels is None:
+        return _clipped_in_torch(x, packed, bias, addend, low, high).mean(dim=(2, 3))
+    return torch.from_numpy(kernels.pointwise_mean(*_arguments(x, packed, bias, addend, low, high)))
+
+
+@pointwise_mean.register_fake
+def _(x, packed, bias, addend, low, high):
+    return x.new_empty((x.shape[0], bias.shape[0]))
+
+
+def _arguments(x, packed, bias, addend, low, high):
+    """Those of the host library's kernels."""
+    added = None if addend is None else rows_of(addend)
+    return rows_of(x), packed.contiguous().numpy(), bias.numpy(), added, with_infinity(low, high), torch.get_num_threads()
+
+
+def _clipped_in_torch(x, packed, bias, addend, low, high):
+    out = pointwise_in_torch(x, packed, bias)
+    return (out if addend is None else out + addend).clamp(*with_infinity(low, high))
 
 
 def pointwise_in_torch(x, packed, bias):
