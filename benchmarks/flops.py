@@ -21,7 +21,7 @@ OPTIMIZER = "optimizer"
 KINDS: Tuple[Tuple[str, str], ...] = (  # kind -> pattern of the names of ops and of a compiled program's calls; first match
     (OPTIMIZER, rf"^{OPTIMIZER}$"),
     ("fused pointwise kernels", r"cpp_fused"),
-    ("inverted residuals", r"popdet_embedded\W+inverted_residual"),  # 1x1, depthwise and 1x1 in one kernel
+    ("inverted residuals", r"popdet_embedded\W+inverted_residual"),  # 1x1 or ROI-Align, depthwise and 1x1
     ("depthwise", r"popdet_embedded\W+depthwise"),
     ("convolutions backward", r"convolution_backward|winograd\w*(backward|adjoint)"),
     ("convolutions forward", r"convolution|winograd|popdet_embedded\W+(pointwise|pack_filters)"),
@@ -160,10 +160,21 @@ def _pointwise_mean(node: Node) -> int:
 
 def _inverted_residual(node: Node) -> int:
     """popdet_embedded::inverted_residual(x, expand or None, _, filters [M,1,3,3], ...): 1x1 to M, depthwise 3x3, 1x1."""
-    into, (middle, *_), out = _shape(node.args[0]), _shape(node.args[3]), _shape(node)
-    pixels, results = into[0] * math.prod(into[2:]), out[0] * math.prod(out[2:])
-    expand = 0 if node.args[1] is None else pixels * into[1] * middle
-    return 2 * (expand + results * middle * (9 + out[1]))
+    into, (middle, *_) = _shape(node.args[0]), _shape(node.args[3])
+    expand = 0 if node.args[1] is None else into[0] * math.prod(into[2:]) * into[1] * middle
+    return 2 * expand + _narrowed(node, middle)
+
+
+def _inverted_residual_of_rois(node: Node) -> int:
+    """popdet_embedded::inverted_residual_of_rois(features [B,M,H,W], .., size at 8, _, samples a side at 10, ..)."""
+    middle, size, ratio = _shape(node.args[0])[1], node.args[8], node.args[10]
+    return 8 * ratio**2 * _shape(node)[0] * middle * math.prod(size) + _narrowed(node, middle)
+
+
+def _narrowed(node: Node, middle: int) -> int:
+    """Depthwise 3x3 of so many channels, and 1x1 to the result."""
+    out = _shape(node)
+    return 2 * out[0] * math.prod(out[2:]) * middle * (9 + out[1])
 
 
 def _roi_align(pooled: int) -> Callable[[Node], int]:
@@ -187,6 +198,7 @@ FLOPS: Dict[str, Callable[[Node], int]] = {
     "popdet_embedded::winograd_backward": _winograd(2, 2, 0),
     "popdet_embedded::pointwise": _pointwise, "popdet_embedded::pointwise_mean": _pointwise_mean,
     "popdet_embedded::inverted_residual": _inverted_residual,
+    "popdet_embedded::inverted_residual_of_rois": _inverted_residual_of_rois,
     "popdet_embedded::roi_align": _roi_align(-1), "popdet_embedded::roi_align_backward": _roi_align(0),
     "popdet::roi_align": _roi_align(-1), "popdet::roi_align_backward": _roi_align(0),
     **dict.fromkeys(("popdet::nms", "popdet_embedded::nms", "popdet_embedded::pack_filters",

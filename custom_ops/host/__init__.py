@@ -13,7 +13,8 @@ import threading
 import warnings
 from typing import Optional
 
-from custom_ops.host.library import HostKernels, RoiAlignShape
+from custom_ops.host.library import HostKernels
+from custom_ops.host.roi_align_shape import RoiAlignShape
 from runtime.errors import EnvironmentProblem
 
 __all__ = ["HostKernels", "RoiAlignShape", "load"]

@@ -47,7 +47,7 @@ class Convolutions(NativeLibrary):
         A 3x3 convolution of each channel by itself, padding 1, stride 1 or 2.
         """
         dtype = common_dtype("depthwise", x, filters, bias)
-        y = np.empty(_depthwise_output(x, filters, stride, before, after), x.dtype)
+        y = np.empty(depthwise_output(x.shape, filters, stride, before, after), x.dtype)
         if bias.shape != x.shape[3:]:
             raise CustomOpError(f"depthwise: bias [C] expected, C = {x.shape[3]}, not {bias.shape}")
         x, filters, bias = np.ascontiguousarray(x), np.ascontiguousarray(filters), np.ascontiguousarray(bias)
@@ -69,7 +69,7 @@ class Convolutions(NativeLibrary):
     ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Gradients of x, filters and bias, from that of y and what forward read and gave."""
         dtype = common_dtype("depthwise backward", grad, y, x, filters)
-        expected = _depthwise_output(x, filters, stride, before, after)
+        expected = depthwise_output(x.shape, filters, stride, before, after)
         if grad.shape != expected or y.shape != expected:
             raise CustomOpError(f"depthwise backward: grad is {grad.shape} and y {y.shape}, not {expected}")
         arrays = [np.ascontiguousarray(array) for array in (grad, y, x, filters)]
@@ -107,41 +107,6 @@ class Convolutions(NativeLibrary):
         """The means of what `pointwise` gives over height and width: [B,K]."""
         return self._pointwise("pointwise_mean", x, packed, bias, addend, after, (*x.shape[:1], *bias.shape), threads)
 
-    def inverted_residual(
-        self,
-        x: np.ndarray,
-        expand: Optional[Tuple[np.ndarray, np.ndarray]],
-        depthwise: Tuple[np.ndarray, np.ndarray],
-        project: Tuple[np.ndarray, np.ndarray],
-        addend: Optional[np.ndarray],
-        stride: int,
-        before: Bounds,
-        after: Bounds,
-        threads: Optional[int] = None,
-    ) -> np.ndarray:
-        """project(depthwise(expand(x))) + addend, with the clips of `depthwise_forward`: x [B,H,W,C] -> y [B,h,w,K].
-
-        expand (None: x as it is) and project are (packed filters of `pack_filters`, bias), depthwise is (filters
-        [M,1,3,3], bias [M]). addend is [B,h,w,K] or None. For many small maps: what lies between is never written out.
-        """
-        filters, bias, packed, project_bias = *depthwise, *project
-        given = [x, filters, bias, packed, project_bias, *(expand or ()), *(() if addend is None else (addend,))]
-        dtype, channels = common_dtype("inverted residual", *given), filters.shape[0]
-        if expand is not None:
-            _check_packed("inverted residual", x, *expand, before, pointwise_packed_shape)
-        wide = np.broadcast_to(x[..., :1], (*x.shape[:3], channels)) if expand is not None and x.ndim == 4 else x
-        rows = _depthwise_output(wide, filters, stride, before, after)
-        _check_packed("inverted residual", np.broadcast_to(x[:0, :1, :1, :1], (0, 1, 1, channels)), packed, project_bias, after,
-                      pointwise_packed_shape)
-        y = np.empty((*rows[:3], project_bias.shape[0]), x.dtype)
-        if bias.shape != (channels,) or (addend is not None and addend.shape != y.shape):
-            raise CustomOpError(f"inverted residual: bias {bias.shape} or addend does not fit {channels} channels, {y.shape}")
-        arrays = [None if a is None else np.ascontiguousarray(a) for a in (x, *(expand or (None, None)), *given[1:5], addend)]
-        sizes, bounds = (INT64 * 7)(*x.shape[:3], channels, stride, x.shape[3], y.shape[3]), (DOUBLE * 4)(*before, *after)
-        pointers = (None if array is None else array.ctypes.data for array in arrays)
-        self.call("inverted_residual", dtype, *pointers, sizes, bounds, thread_count(threads), y.ctypes.data)
-        return y
-
     def winograd_filters(self, filters: np.ndarray, threads: Optional[int] = None) -> np.ndarray:
         """[K,C,3,3] -> what `winograd_forward` takes, [36, ceil(K / 32), C, 32]."""
         return self._packed("winograd_filters", filters, 3, winograd_packed_shape, threads)
@@ -154,7 +119,7 @@ class Convolutions(NativeLibrary):
         Method and accuracy: winograd.hpp.
         """
         dtype = common_dtype("winograd", x, packed, bias)
-        _check_packed("winograd", x, packed, bias, after, winograd_packed_shape)
+        check_packed("winograd", x.shape, packed, bias, after, winograd_packed_shape)
         y = np.empty((*x.shape[:3], bias.shape[0]), x.dtype)
         x, packed, bias = np.ascontiguousarray(x), np.ascontiguousarray(packed), np.ascontiguousarray(bias)
         sizes, pointers = (INT64 * 5)(*x.shape, bias.shape[0]), (x.ctypes.data, packed.ctypes.data, bias.ctypes.data)
@@ -202,7 +167,7 @@ class Convolutions(NativeLibrary):
     ) -> np.ndarray:
         arrays = [x, packed, bias] if addend is None else [x, packed, bias, addend]
         dtype = common_dtype(name, *arrays)
-        _check_packed(name, x, packed, bias, after, pointwise_packed_shape)
+        check_packed(name, x.shape, packed, bias, after, pointwise_packed_shape)
         (batch, height, width, inputs), outputs = x.shape, bias.shape[0]
         if addend is not None and addend.shape != (batch, height, width, outputs):
             raise CustomOpError(f"{name}: the addend is {addend.shape}, not {(batch, height, width, outputs)}")
@@ -234,17 +199,18 @@ def _check_filters(op: str, filters: np.ndarray, side: int) -> None:
         raise CustomOpError(f"{op}: filters [K,C,{side},{side}] expected, not {filters.shape}")
 
 
-def _check_packed(
+def check_packed(
     op: str,
-    x: np.ndarray,
+    x: Tuple[int, ...],
     packed: np.ndarray,
     bias: np.ndarray,
     after: Bounds,
     shape: Callable[[int, int], Tuple[int, ...]],
 ) -> None:
-    if (x.ndim != 4 or min(x.shape[1:]) < 1 or bias.ndim != 1 or bias.size < 1
-            or packed.shape != shape(bias.shape[0], x.shape[3])):  # fmt: skip
-        raise CustomOpError(f"{op}: x [B,H,W,C], packed filters and bias [K] expected, not {x.shape}, {packed.shape} and "
+    """Refuses an x of this shape with these filters where their sizes do not fit, `shape` being that of packed filters."""
+    if (len(x) != 4 or min(x[1:]) < 1 or bias.ndim != 1 or bias.size < 1
+            or packed.shape != shape(bias.shape[0], x[3])):  # fmt: skip
+        raise CustomOpError(f"{op}: x [B,H,W,C], packed filters and bias [K] expected, not {x}, {packed.shape} and "
                             f"{bias.shape}")
     _check_bounds(op, after)
 
@@ -254,15 +220,15 @@ def _check_bounds(op: str, bounds: Bounds) -> None:
         raise CustomOpError(f"{op}: bounds are {bounds[0]}, {bounds[1]}; low <= high is needed, and no NaN")
 
 
-def _depthwise_output(
-    x: np.ndarray, filters: np.ndarray, stride: int, before: Bounds, after: Bounds
+def depthwise_output(
+    x: Tuple[int, ...], filters: np.ndarray, stride: int, before: Bounds, after: Bounds
 ) -> Tuple[int, int, int, int]:
-    """The shape of y; refuses what the kernel must not be given."""
-    if x.ndim != 4 or filters.shape != (x.shape[3], 1, 3, 3) or min(x.shape[1:]) < 1:
-        raise CustomOpError(f"depthwise: x [B,H,W,C] and filters [C,1,3,3] expected, not {x.shape} and {filters.shape}")
+    """The shape of y for an x of this shape; refuses what the kernel must not be given."""
+    if len(x) != 4 or filters.shape != (x[3], 1, 3, 3) or min(x[1:]) < 1:
+        raise CustomOpError(f"depthwise: x [B,H,W,C] and filters [C,1,3,3] expected, not {x} and {filters.shape}")
     if stride not in (1, 2):
         raise CustomOpError(f"depthwise: stride is {stride}; 1 or 2 is needed")
     _check_bounds("depthwise", before)
     _check_bounds("depthwise", after)
-    batch, height, width, channels = x.shape
+    batch, height, width, channels = x
     return batch, (height - 1) // stride + 1, (width - 1) // stride + 1, channels

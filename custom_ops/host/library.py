@@ -7,45 +7,18 @@ in the channels_last memory format has that memory. ctypes releases the GIL whil
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
-from typing import Optional, Sequence, Tuple
+from dataclasses import astuple
+from typing import Optional, Sequence
 
 import numpy as np
 
-from custom_ops.host.convolutions import Convolutions
+from custom_ops.host.inverted_residual import InvertedResiduals
 from custom_ops.host.native import INT64, common_dtype, thread_count
+from custom_ops.host.roi_align_shape import RoiAlignShape, roi_align_shape
 from custom_ops.schema import NO_SCORE_THRESHOLD, CustomOpError
 
 
-@dataclass(frozen=True)
-class RoiAlignShape:
-    """All sizes of a RoI-Align: features B x C x H x W, rois B x num_rois x roi_columns, output bins, samples per bin."""
-
-    batch: int
-    channels: int
-    height: int
-    width: int
-    num_rois: int
-    roi_columns: int
-    out_height: int
-    out_width: int
-    sampling_ratio: int = 1
-
-    def __post_init__(self) -> None:
-        smallest = min(value for name, value in vars(self).items() if name != "num_rois")
-        if smallest < 1 or self.num_rois < 0 or self.roi_columns not in (4, 5):
-            raise CustomOpError(f"roi_align: sizes must be positive and rois have 4 or 5 columns: {self}")
-
-    def features(self, channels_last: bool) -> Tuple[int, ...]:
-        pixels = (self.height, self.width)
-        return (self.batch, *pixels, self.channels) if channels_last else (self.batch, self.channels, *pixels)
-
-    def aligned(self, channels_last: bool) -> Tuple[int, ...]:
-        rois, bins = (self.batch, self.num_rois), (self.out_height, self.out_width)
-        return (*rois, *bins, self.channels) if channels_last else (*rois, self.channels, *bins)
-
-
-class HostKernels(Convolutions):
+class HostKernels(InvertedResiduals):
     """A loaded host library; get it from `custom_ops.host.load()`. Thread-safe: it holds no state."""
 
     def nms(
@@ -103,7 +76,7 @@ class HostKernels(Convolutions):
     ) -> np.ndarray:
         """features [B,C,H,W], rois [B,D,4 or 5] -> [B,D,C,height,width]; channels_last: see the module."""
         dtype = common_dtype("roi_align", features, rois)
-        shape = _roi_align_shape(features.shape, rois, height, width, sampling_ratio, channels_last)
+        shape = roi_align_shape(features.shape, rois, height, width, sampling_ratio, channels_last)
         features, rois = np.ascontiguousarray(features), np.ascontiguousarray(rois)
         aligned = np.empty(shape.aligned(channels_last), features.dtype)
         pointers = (features.ctypes.data, rois.ctypes.data, aligned.ctypes.data)
@@ -128,7 +101,7 @@ class HostKernels(Convolutions):
         if grad.ndim != 5:
             raise CustomOpError(f"roi_align backward: grad must have 5 dimensions, not {grad.shape}")
         height, width = grad.shape[2:4] if channels_last else grad.shape[3:5]
-        shape = _roi_align_shape(tuple(feature_shape), rois, height, width, sampling_ratio, channels_last)
+        shape = roi_align_shape(tuple(feature_shape), rois, height, width, sampling_ratio, channels_last)
         if grad.shape != shape.aligned(channels_last):
             raise CustomOpError(f"roi_align backward: grad is {grad.shape}, not {shape.aligned(channels_last)}")
         grad, rois = np.ascontiguousarray(grad), np.ascontiguousarray(rois)
@@ -180,13 +153,3 @@ class HostKernels(Convolutions):
     ) -> None:
         sizes = (INT64 * 9)(*astuple(shape))
         self.call(name, dtype, values, rois, sizes, spatial_scale, int(channels_last), thread_count(threads), out)
-
-
-def _roi_align_shape(
-    features: Tuple[int, ...], rois: np.ndarray, height: int, width: int, sampling_ratio: int, channels_last: bool
-) -> RoiAlignShape:
-    if len(features) != 4 or rois.ndim != 3 or rois.shape[0] != features[0]:
-        raise CustomOpError(f"roi_align: features {features}, rois {rois.shape}: 4 and 3 dimensions, one batch needed")
-    batch, rows, columns, channels = features if channels_last else (features[0], *features[2:], features[1])
-    num_rois, roi_columns = rois.shape[1:]
-    return RoiAlignShape(batch, channels, rows, columns, num_rois, roi_columns, height, width, sampling_ratio)

@@ -29,6 +29,7 @@ _KERNELS: Dict[str, Tuple[Any, ...]] = {  # name -> types of the arguments
     "pointwise": (*[POINTER] * 6, INT, POINTER),
     "pointwise_mean": (*[POINTER] * 6, INT, POINTER),
     "inverted_residual": (*[POINTER] * 10, INT, POINTER),
+    "inverted_residual_of_rois": (*[POINTER] * 9, DOUBLE, POINTER, POINTER, INT, POINTER),
     "winograd_filters": (*[POINTER] * 2, INT, POINTER),
     "winograd_forward": (*[POINTER] * 5, INT, POINTER),
     "winograd_backward": (*[POINTER] * 6, INT, *[POINTER] * 3),

@@ -5,25 +5,19 @@
 // computed by one thread, in one order.
 #include <algorithm>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
 #include "../kernels/nms.hpp"
-#include "../kernels/roi_align.hpp"
 #include "depthwise.hpp"
 #include "inverted_residual.hpp"
 #include "parallel.hpp"
+#include "roi_align.hpp"
 #include "winograd.hpp"
 
 namespace {
 
-using popdet::AxisSample;
-using popdet::BilinearSample;
 using popdet::guarded;
 using popdet::parallel_for;
-
-constexpr long kLanes = 32;         // channels that travel together in the packed layout [blocks][pixels][kLanes]
-constexpr long kGradChannels = 64;  // channels-last backward: 50 x 50 pixels of these stay in the level 2 cache
 
 template <typename T>
 void nms_image(const T* scores, const T* boxes, long rows, T iou_threshold, T score_threshold, long max_keep,
@@ -49,131 +43,8 @@ void nms_image(const T* scores, const T* boxes, long rows, T iou_threshold, T sc
   std::fill(keep + count, keep + max_keep, -1);
 }
 
-// What both directions of RoI-Align are told.
-struct Shape {
-  long batch, channels, height, width, rois, roi_columns, out_height, out_width, ratio;
-  bool channels_last;
-  long pixels() const { return height * width; }
-  long bins() const { return out_height * out_width; }
-  long axis_entries() const { return (out_height + out_width) * ratio; }
-};
-
-// The axis samples of every RoI: [batch * rois][(out_height + out_width) * ratio], y before x.
-template <typename T>
-std::vector<AxisSample<T>> all_axis_samples(const T* rois, const Shape& s, T scale) {
-  std::vector<AxisSample<T>> table(s.batch * s.rois * s.axis_entries());
-  for (long r = 0; r < s.batch * s.rois; ++r) {
-    const T* roi = rois + r * s.roi_columns;
-    AxisSample<T>* y = table.data() + r * s.axis_entries();
-    popdet::axis_samples(roi[1], roi[3], scale, s.out_height, s.ratio, s.height, y);
-    popdet::axis_samples(roi[0], roi[2], scale, s.out_width, s.ratio, s.width, y + s.out_height * s.ratio);
-  }
-  return table;
-}
-
-// from [rows][from_stride] -> to [columns][to_stride], in squares that fit the level 1 cache.
-template <typename T>
-void transpose(const T* from, long from_stride, T* to, long to_stride, long rows, long columns) {
-  constexpr long square = 16;
-  for (long r0 = 0; r0 < rows; r0 += square)
-    for (long c0 = 0; c0 < columns; c0 += square)
-      for (long c = c0; c < std::min(c0 + square, columns); ++c)
-        for (long r = r0; r < std::min(r0 + square, rows); ++r) to[c * to_stride + r] = from[r * from_stride + c];
-}
-
-// One RoI: calls use(bin, samples, count) for each of its bins.
-template <typename T, typename Use>
-void for_each_bin(const AxisSample<T>* y, const Shape& s, BilinearSample<T>* scratch, Use use) {
-  const AxisSample<T>* x = y + s.out_height * s.ratio;
-  for (long i = 0; i < s.out_height; ++i)
-    for (long j = 0; j < s.out_width; ++j)
-      use(i * s.out_width + j, scratch, popdet::bin_samples(y + i * s.ratio, x + j * s.ratio, s.ratio, s.width, scratch));
-}
-
-template <typename T>
-void forward_channels_last(const T* features, const std::vector<AxisSample<T>>& axes, const Shape& s, int threads,
-                           T* out) {
-  const long divisor = s.ratio * s.ratio;
-  parallel_for(s.batch * s.rois, threads, [&](long r) {
-    const T* image = features + r / s.rois * s.pixels() * s.channels;
-    std::vector<BilinearSample<T>> scratch(divisor);
-    for_each_bin(axes.data() + r * s.axis_entries(), s, scratch.data(),
-                 [&](long bin, const BilinearSample<T>* samples, long count) {
-                   popdet::roi_align_bin_forward(samples, count, divisor, image, s.channels, s.channels,
-                                                 out + (r * s.bins() + bin) * s.channels);
-                 });
-  });
-}
-
-// Channels-first: the features are packed once into [batch][blocks][pixels][kLanes], so that a bilinear corner is one
-// contiguous read, and each block of a RoI is turned back in the cache.
-template <typename T>
-void forward_channels_first(const T* features, const std::vector<AxisSample<T>>& axes, const Shape& s, int threads,
-                            T* out) {
-  const long blocks = (s.channels + kLanes - 1) / kLanes, divisor = s.ratio * s.ratio;
-  std::unique_ptr<T[]> packed(new T[s.batch * blocks * s.pixels() * kLanes]);
-  parallel_for(s.batch * blocks, threads, [&](long task) {
-    const long first = task % blocks * kLanes, lanes = std::min(kLanes, s.channels - first);
-    T* target = packed.get() + task * s.pixels() * kLanes;
-    transpose(features + (task / blocks * s.channels + first) * s.pixels(), s.pixels(), target, kLanes, lanes,
-              s.pixels());
-  });
-  parallel_for(s.batch * s.rois, threads, [&](long r) {
-    std::vector<BilinearSample<T>> samples(s.bins() * divisor);
-    std::vector<long> counts(s.bins());
-    std::vector<T> tile(s.bins() * kLanes);
-    // The samples serve all blocks of channels: set them up once.
-    const AxisSample<T>* y = axes.data() + r * s.axis_entries();
-    const AxisSample<T>* x = y + s.out_height * s.ratio;
-    for (long bin = 0; bin < s.bins(); ++bin)
-      counts[bin] = popdet::bin_samples(y + bin / s.out_width * s.ratio, x + bin % s.out_width * s.ratio, s.ratio,
-                                        s.width, samples.data() + bin * divisor);
-    for (long block = 0; block < blocks; ++block) {
-      const long first = block * kLanes, lanes = std::min(kLanes, s.channels - first);
-      const T* image = packed.get() + (r / s.rois * blocks + block) * s.pixels() * kLanes;
-      for (long bin = 0; bin < s.bins(); ++bin)
-        popdet::roi_align_bin_forward(samples.data() + bin * divisor, counts[bin], divisor, image, kLanes, lanes,
-                                      tile.data() + bin * kLanes);
-      transpose(tile.data(), kLanes, out + (r * s.channels + first) * s.bins(), s.bins(), s.bins(), lanes);
-    }
-  });
-}
-
-// Each task owns a block of channels of one image and takes its RoIs in order: no atomics, one order of addition.
-template <typename T>
-void backward(const T* grad, const std::vector<AxisSample<T>>& axes, const Shape& s, int threads, T* grad_features) {
-  const long wide = s.channels_last ? kGradChannels : kLanes;
-  const long blocks = (s.channels + wide - 1) / wide, divisor = s.ratio * s.ratio;
-  parallel_for(s.batch * blocks, threads, [&](long task) {
-    const long image = task / blocks, first = task % blocks * wide, lanes = std::min(wide, s.channels - first);
-    std::vector<T> sums(s.pixels() * wide), tile(s.channels_last ? 0 : s.bins() * wide);
-    std::vector<BilinearSample<T>> scratch(divisor);
-    for (long r = image * s.rois; r < (image + 1) * s.rois; ++r) {
-      const T* rows = grad + r * s.bins() * s.channels + first;
-      long stride = s.channels;
-      if (!s.channels_last) {
-        transpose(grad + (r * s.channels + first) * s.bins(), s.bins(), tile.data(), wide, lanes, s.bins());
-        rows = tile.data();
-        stride = wide;
-      }
-      for_each_bin(axes.data() + r * s.axis_entries(), s, scratch.data(),
-                   [&](long bin, const BilinearSample<T>* samples, long count) {
-                     popdet::roi_align_bin_backward(samples, count, divisor, rows + bin * stride, wide, lanes,
-                                                    sums.data());
-                   });
-    }
-    if (s.channels_last) {
-      T* target = grad_features + image * s.pixels() * s.channels + first;
-      for (long pixel = 0; pixel < s.pixels(); ++pixel)
-        std::copy_n(sums.data() + pixel * wide, lanes, target + pixel * s.channels);
-    } else {
-      T* target = grad_features + (image * s.channels + first) * s.pixels();
-      transpose(sums.data(), wide, target, s.pixels(), s.pixels(), lanes);
-    }
-  });
-}
-
-Shape make_shape(const int64_t* values, int channels_last) {
+// shape: nine numbers, see POPDET_EXPORT
+popdet::RoiAlign make_roi_align(const int64_t* values, int channels_last) {
   const auto at = [&](int i) { return static_cast<long>(values[i]); };
   return {at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), channels_last != 0};
 }
@@ -182,14 +53,11 @@ template <typename T>
 int roi_align(const T* values, const T* rois, const int64_t* shape, double scale, int channels_last, int threads,
               bool is_forward, T* out) {
   return guarded([&]() {
-    const Shape s = make_shape(shape, channels_last);
-    const std::vector<AxisSample<T>> axes = all_axis_samples(rois, s, static_cast<T>(scale));
-    if (!is_forward)
-      backward(values, axes, s, threads, out);
-    else if (s.channels_last)
-      forward_channels_last(values, axes, s, threads, out);
+    const popdet::RoiAlign s = make_roi_align(shape, channels_last);
+    if (is_forward)
+      popdet::roi_align_forward(s, values, rois, static_cast<T>(scale), threads, out);
     else
-      forward_channels_first(values, axes, s, threads, out);
+      popdet::roi_align_backward(s, values, rois, static_cast<T>(scale), threads, out);
   });
 }
 
@@ -210,6 +78,13 @@ popdet::Depthwise<T> make_depthwise(const int64_t* shape, const double* bounds) 
   const auto bound = [&](int i) { return static_cast<T>(bounds[i]); };
   return {static_cast<long>(shape[0]), static_cast<long>(shape[1]), static_cast<long>(shape[2]),
           static_cast<long>(shape[3]), static_cast<long>(shape[4]), {bound(0), bound(1)}, {bound(2), bound(3)}};
+}
+
+// shape: as of make_depthwise, output channels
+template <typename T>
+popdet::InvertedResidual<T> make_inverted_residual(const T* filters, const T* bias, const T* project,
+                                                   const T* project_bias, const int64_t* shape, const double* bounds) {
+  return {make_depthwise<T>(shape, bounds), static_cast<long>(shape[5]), filters, bias, project, project_bias};
 }
 
 // low, high
@@ -283,10 +158,17 @@ popdet::Gemm make_gemm(const int64_t* shape) {
   int popdet_inverted_residual_##SUFFIX(const T* x, const T* expand, const T* expand_bias, const T* filters,           \
                                         const T* bias, const T* project, const T* project_bias, const T* addend,       \
                                         const int64_t* shape, const double* bounds, int threads, T* y) {               \
-    const popdet::InvertedResidual<T> s{make_depthwise<T>(shape, bounds), static_cast<long>(shape[5]),                 \
-                                        static_cast<long>(shape[6]), expand, expand_bias, filters, bias, project,      \
-                                        project_bias};                                                                 \
-    return guarded([&]() { popdet::inverted_residual(s, x, addend, threads, y); });                                    \
+    const popdet::InvertedResidual<T> s = make_inverted_residual(filters, bias, project, project_bias, shape, bounds); \
+    const popdet::Expand<T> first{x, static_cast<long>(shape[6]), expand, expand_bias};                                \
+    return guarded([&]() { popdet::inverted_residual_of_maps(s, first, addend, threads, y); });                        \
+  }                                                                                                                    \
+  int popdet_inverted_residual_of_rois_##SUFFIX(                                                                       \
+      const T* features, const T* rois, const T* roi_bias, const T* filters, const T* bias, const T* project,          \
+      const T* project_bias, const T* addend, const int64_t* roi_shape, double scale, const int64_t* shape,            \
+      const double* bounds, int threads, T* y) {                                                                       \
+    const popdet::InvertedResidual<T> s = make_inverted_residual(filters, bias, project, project_bias, shape, bounds); \
+    const popdet::Pooled<T> first{make_roi_align(roi_shape, true), features, rois, roi_bias, static_cast<T>(scale)};   \
+    return guarded([&]() { popdet::inverted_residual_of_rois(s, first, addend, threads, y); });                        \
   }                                                                                                                    \
   int popdet_winograd_filters_##SUFFIX(const T* filters, const int64_t* shape, int threads, T* packed) {               \
     const long outputs = static_cast<long>(shape[0]), inputs = static_cast<long>(shape[1]);                            \

@@ -58,6 +58,25 @@ def test_a_convolution_whose_means_alone_remain_counts_every_pixel():
     assert counts["convolutions forward"].flops == 2 * (2 * 5 * 4) * 3 * 40 and not unknown
 
 
+def test_an_inverted_residual_counts_what_it_is_made_of():
+    popart = load_popart()
+    __import__(f"{popart.__name__}._engine.inverted_residual")
+    ops, clip = torch.ops.popdet_embedded, [0.0, 6.0]
+    weights = torch.zeros(6, 1, 3, 3), torch.zeros(6), torch.zeros(1, 6, 32), torch.zeros(5)
+    narrowed = 2 * (8 * 3 * 2) * 6 * (9 + 5)  # 8 maps of 5 x 4, with a stride of 2
+
+    def maps(x, expand, filters, bias, *project):
+        return ops.inverted_residual(x, expand, bias, filters, bias, *project, None, 2, clip, clip)
+
+    def pooled(x, rois, *weights):
+        return ops.inverted_residual_of_rois(x, rois, None, *weights, None, [5, 4], 0.25, 3, 2, clip, clip)
+
+    for run, given, first in ((maps, (torch.zeros(8, 3, 5, 4), torch.zeros(1, 3, 32)), 2 * (8 * 5 * 4) * 3 * 6),
+                              (pooled, (torch.zeros(2, 6, 9, 9), torch.zeros(2, 4, 4)), 8 * 3 ** 2 * (8 * 5 * 4) * 6)):
+        counts, unknown = count(_traced(run, *given, *weights))
+        assert counts["inverted residuals"].flops == first + narrowed and not unknown
+
+
 def test_the_network_as_written_has_the_flops_that_torch_counts():
     network = load_config("configs/shapes-tiny.yaml").network
     from export.network.detector import build_detector, input_signature

@@ -15,7 +15,7 @@ from popart._engine.fusion import fuse
 from popart._engine.ir import import_model
 from popart._engine.program import plan, run_ops
 
-HEADER = '<ir_version: 6, opset_import: ["": 11]>\n'
+HEADER = '<ir_version: 6, opset_import: ["": 11, "ai.graphcore": 1]>\n'
 
 
 def graph_of(text: str, dtype=np.float32, **weights):

@@ -56,9 +56,9 @@ class Plan:
             return None
         return readers[0]
 
-    def only_maker(self, op: Op) -> Op | None:
-        """The op that makes the first input of `op`, where `op` alone reads that and nothing covers the maker."""
-        maker = self.makers.get(op.inputs[0])
+    def only_maker(self, op: Op, position: int = 0) -> Op | None:
+        """The op that makes this input of `op`, where `op` alone reads that and nothing covers the maker."""
+        maker = self.makers.get(op.inputs[position])
         return maker if maker is not None and id(maker) not in self.covered and self.only_reader(maker) is op else None
 
     def merged(self) -> Steps:

@@ -7,12 +7,14 @@
     Conv (1x1) -> the first -> Conv (1x1) -> Add    ->   popdet_embedded::inverted_residual, inference of many small maps
     Conv -> Mul (a number a channel)                ->   scaled.py, training only
     Add (of two maps)                               ->   the same, its gradient in memory: materialize.py, training only
+    roiAlign -> Add -> the same without its Conv    ->   popdet_embedded::inverted_residual_of_rois, so as well
 
-Whatever is neither the Conv nor the mean may be missing, of the last line also the first Conv (1x1). A rule takes a Conv and
-says what would cover it, or None.
+Whatever is neither a Conv nor the mean nor roiAlign may be missing, of an inverted residual also the first Conv (1x1). A rule
+takes a Conv and says what would cover it, or None.
 """
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -109,33 +111,51 @@ def pointwise_mean(plan: Plan, op: Op) -> Fused | None:
 
 def inverted_residual(plan: Plan, op: Op) -> Fused | None:
     """op: the depthwise convolution."""
-    if plan.training or not _is_depthwise(plan, op) or not _has_many_small_maps(plan, op):
+    block = _narrowing(plan, op)
+    if block is None:
         return None
-    before, after = _clip_before(plan, op), _clip_behind(plan, op)
-    project = plan.only_reader([op, *after.ops][-1])
-    if project is None or not _is_pointwise(plan, project) or not _has_stride_1(project):
-        return None
-    expand = plan.only_maker([*before.ops, op][0])
+    expand = plan.only_maker(block.parts[0])
     if expand is not None and not (_is_pointwise(plan, expand) and _has_stride_1(expand)):
         expand = None
-    adding, addend = _adding(plan, project)
     expanding = [expand] if expand is not None else []
-    parts, stride = [*expanding, *before.ops, op, *after.ops, project, *adding], op.attr("strides", (1, 1))[0]
-    packing = [_packing(conv, _pack_filters) for conv in (*expanding, project)]
-    sizes = [plan.graph.info[conv.outputs[0]].dims[1] for conv in (op, project)]
+    parts, packing = [*expanding, *block.parts], [_packing(conv, _pack_filters) for conv in (*expanding, block.project)]
+    channels, clips = plan.graph.info[op.outputs[0]].dims[1], block.clips
 
     def run(fused, x, expand, expand_bias, filters, bias, project, project_bias, addend):
         from .inverted_residual import inverted_residual
 
-        biases = [_or_zeros(b, x, n) for b, n in ((expand_bias, sizes[0]), (bias, sizes[0]), (project_bias, sizes[1]))]
-        first = (None, None) if expand is None else (expand, biases[0])
-        return inverted_residual(
-            x, *first, filters, biases[1], project, biases[2], addend, stride, list(before.bounds), list(after.bounds)
-        )
+        first = (None, None) if expand is None else (expand, _or_zeros(expand_bias, x, channels))
+        biases = _or_zeros(bias, x, channels), _or_zeros(project_bias, x, block.outputs)
+        return inverted_residual(x, *first, filters, biases[0], project, biases[1], addend, *clips)
 
     first = (*packing[0].outputs, _bias(expand)) if expand is not None else ("", "")
-    inputs = (parts[0].inputs[0], *first, op.inputs[1], _bias(op), *packing[-1].outputs, _bias(project), addend)
+    inputs = (parts[0].inputs[0], *first, *block.inputs(op, packing[-1]))
     return Fused(parts, [*packing, _op(op, inputs, parts[-1].outputs, run)])
+
+
+def inverted_residual_of_rois(plan: Plan, op: Op) -> Fused | None:
+    """op: the depthwise convolution."""
+    block = _narrowing(plan, op)
+    pooled = _pooling(plan, block.parts[0]) if block is not None else None
+    if block is None or pooled is None:
+        return None
+    (align, *others), column = pooled
+    size, ratio = [align.attr("aligned_height"), align.attr("aligned_width")], align.attr("sampling_ratio", 1)
+    scale, channels, clips = float(align.attr("spatial_scale")), plan.graph.info[op.outputs[0]].dims[1], block.clips
+
+    def run(fused, features, rois, column, filters, bias, project, project_bias, addend):
+        from .inverted_residual import inverted_residual_of_rois
+
+        roi_bias = None if column is None else column.flatten()
+        biases = _or_zeros(bias, features, channels), _or_zeros(project_bias, features, block.outputs)
+        boxes = rois[..., :4].float()
+        return inverted_residual_of_rois(
+            features, boxes, roi_bias, filters, biases[0], project, biases[1], addend, size, scale, ratio, *clips
+        )
+
+    packing = _packing(block.project, _pack_filters)
+    inputs = (*align.inputs[:2], column, *block.inputs(op, packing))
+    return Fused([align, *others, *block.parts], [packing, _op(op, inputs, block.parts[-1].outputs, run)])
 
 
 def scaled(plan: Plan, op: Op) -> Fused | None:
@@ -192,6 +212,7 @@ def residual(plan: Plan, op: Op) -> Fused | None:
 
 # (the type of op that it looks at, the rule), the first that fits is taken
 RULES = (
+    ("Conv", inverted_residual_of_rois),
     ("Conv", inverted_residual),
     ("Conv", depthwise),
     ("Conv", winograd),
@@ -209,6 +230,56 @@ class _Clip:
         found = _bounds(op) if op is not None else None
         self.ops = [] if found is None else [op]
         self.bounds: Bounds = found or NO_BOUNDS
+
+
+@dataclasses.dataclass(frozen=True)
+class _Narrowing:
+    """An inverted residual from the clip before its depthwise convolution on."""
+
+    parts: list[Op]
+    project: Op
+    addend: str
+    outputs: int  # channels
+    clips: tuple[int, list[float], list[float]]  # of the depthwise convolution: stride, bounds before and behind it
+
+    def inputs(self, op: Op, packing: Op) -> tuple[str, ...]:
+        """Of the fused op, behind those that its first half reads; op: the depthwise convolution."""
+        return op.inputs[1], _bias(op), *packing.outputs, _bias(self.project), self.addend
+
+
+def _narrowing(plan: Plan, op: Op) -> _Narrowing | None:
+    if plan.training or not _is_depthwise(plan, op) or not _has_many_small_maps(plan, op):
+        return None
+    before, after = _clip_before(plan, op), _clip_behind(plan, op)
+    project = plan.only_reader([op, *after.ops][-1])
+    if project is None or not _is_pointwise(plan, project) or not _has_stride_1(project):
+        return None
+    adding, addend = _adding(plan, project)
+    clips = (op.attr("strides", (1, 1))[0], list(before.bounds), list(after.bounds))
+    outputs = plan.graph.info[project.outputs[0]].dims[1]
+    return _Narrowing([*before.ops, op, *after.ops, project, *adding], project, addend, outputs, clips)
+
+
+def _pooling(plan: Plan, op: Op) -> tuple[list[Op], str] | None:
+    """([roiAlign, Reshape to [B * D,C,h,w], perhaps the Add of a value a channel], the tensor of those values or "") that make
+    the first input of op, a float32 map, and that nothing else reads."""
+    maps = tuple(plan.graph.info[op.inputs[0]].dims)
+    reader, position, adding, column = op, 0, [], ""
+    add = plan.only_maker(op)
+    if add is not None and add.op_type == "Add" and add.domain in ("", "ai.onnx"):
+        dims = [tuple(plan.graph.info[name].dims) for name in add.inputs]
+        columns = [i for i in (0, 1) if dims[i] in ((1, maps[1], 1, 1), (maps[1], 1, 1)) and dims[1 - i] == maps]
+        if not columns:
+            return None
+        reader, position, adding, column = add, 1 - columns[0], [add], add.inputs[columns[0]]
+    reshape = plan.only_maker(reader, position)
+    if reshape is None or reshape.op_type != "Reshape" or reshape.domain not in ("", "ai.onnx"):
+        return None
+    align = plan.only_maker(reshape)
+    if align is None or align.domain != "ai.graphcore" or align.op_type not in ("roiAlign", "roi_align"):
+        return None
+    pooled = tuple(plan.graph.info[align.outputs[0]].dims)
+    return ([align, reshape, *adding], column) if (pooled[0] * pooled[1], *pooled[2:]) == maps else None
 
 
 def _clip_before(plan: Plan, op: Op) -> _Clip:
