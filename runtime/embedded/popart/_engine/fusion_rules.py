@@ -5,12 +5,12 @@
     Conv (1x1) -> Add -> Clip or Relu               ->   popdet_embedded::pointwise, inference only
     the last -> mean over height and width          ->   popdet_embedded::pointwise_mean, inference only
     Conv (1x1) -> the first -> Conv (1x1) -> Add    ->   popdet_embedded::inverted_residual, inference of many small maps
+    roiAlign -> Add -> the same without its Conv    ->   popdet_embedded::inverted_residual_of_rois, so as well
     Conv -> Mul (a number a channel)                ->   scaled.py, training only
     Add (of two maps)                               ->   the same, its gradient in memory: materialize.py, training only
-    roiAlign -> Add -> the same without its Conv    ->   popdet_embedded::inverted_residual_of_rois, so as well
 
-Whatever is neither a Conv nor the mean nor roiAlign may be missing, of an inverted residual also the first Conv (1x1). A rule
-takes a Conv and says what would cover it, or None.
+Whatever is neither a Conv nor the mean nor roiAlign may be missing of the first six, of an inverted residual also the first
+Conv (1x1). A rule takes an op of its type and says what would cover it, or None.
 """
 from __future__ import annotations
 
