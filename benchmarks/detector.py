@@ -108,7 +108,7 @@ def popdet_side(artifact: Artifact, config: Config, graph: str, batch: Dict[str,
     if graph == "infer":
         runner = open_inference(artifact, executor="aot")
         return lambda: runner.run(batch)
-    trainer = open_training(artifact, config.train, anchors=["loss"])
+    trainer = open_training(artifact, config.train)
     step = {name: array.reshape(*trainer.lead, *array.shape) for name, array in batch.items()}
     return lambda: trainer.step(step)
 

@@ -68,7 +68,7 @@ def open_case(artifact: Artifact, config: Any, training: bool) -> Tuple[Callable
     if not training:
         runner = open_inference(artifact, executor="aot")
         return lambda: runner.run(batch), runner.session._core
-    trainer = open_training(artifact, config.train, anchors=["loss"])
+    trainer = open_training(artifact, config.train)
     made = {name: array.reshape(*trainer.lead, *array.shape) for name, array in batch.items()}
     return lambda: trainer.step(made), trainer.session._core
 

@@ -7,8 +7,8 @@
                               inputs; the median of later runs is taken off. `imports` is what it takes to import the
                               interpreter, numpy, torch and popdet, `session` to open the program
   first start                 the same before it was started ever: the host kernels' C++ is built
---graph train starts the training program instead; popdet compile does not compile that, so the first start does. Caches lie
-in a temporary folder. Medians and quartiles; seconds.
+--graph train starts the training program instead; popdet compile compiles it where the config has train.executor: aot, else the
+first start does. Caches lie in a temporary folder. Medians and quartiles; seconds.
 """
 from __future__ import annotations
 

@@ -126,10 +126,10 @@ def compile(config: Config, out: Path, say: Say, force: bool = False) -> BuildRe
     if found is not None:
         _record_settings(found, config, say)
         return BuildReport(directory, cached=True, plan=dict(found.plan))
-    if _runs_ahead_of_time(config):
+    for kind in _ahead_of_time(config):
         from runtime.session_setup import require_compiler
 
-        require_compiler("infer.onnx")
+        require_compiler(f"{kind}.onnx")
     report = _build_artifact(config, exported.directory, directory, key, say)
     report.seconds = {**exported.seconds, **report.seconds}
     return report
@@ -170,10 +170,10 @@ def _build_artifact(config: Config, exported: Path, directory: Path, key: str, s
                        trained_steps=trained[1] if trained else 0,
                        versions={"popdet": __version__, **_versions(EXPORT_PACKAGES + COMPILE_PACKAGES + ("onnxruntime",))},
                        source_hashes={name: _source_digest((name,)) for name in EXPORT_SOURCES + COMPILE_SOURCES})
-        if _runs_ahead_of_time(config):
+        for kind in _ahead_of_time(config):
             started = time.perf_counter()
-            _compile_ahead(work, say)
-            report.seconds["ahead-of-time"] = time.perf_counter() - started
+            _compile_ahead(work, kind, say)
+            report.seconds[f"ahead-of-time.{kind}"] = time.perf_counter() - started
     return report
 
 
@@ -183,26 +183,34 @@ def _record_settings(artifact: Artifact, config: Config, say: Say) -> None:
 
     if "train" in config.compile.graphs:
         check_accumulation(artifact.graph("train"), config.compile, config.train)
-    if _runs_ahead_of_time(config) and not artifact.compiled:
+    missing = [kind for kind in _ahead_of_time(config) if kind not in {entry["graph"] for entry in artifact.compiled}]
+    if missing:
         with _built_aside(artifact.directory) as work:
             shutil.copytree(str(artifact.directory), str(work), dirs_exist_ok=True)
             Artifact.open(work, verify=False).replace_config(config)
-            _compile_ahead(work, say)
+            for kind in missing:
+                _compile_ahead(work, kind, say)
     elif artifact.manifest["config"] != config.to_dict():
         artifact.replace_config(config)
         say(f"{artifact.directory}: the graphs are up to date; manifest.json records the new settings")
 
 
-def _runs_ahead_of_time(config: Config) -> bool:
-    return config.compile.target == "embedded" and config.compile.executor == "aot" and "infer" in config.compile.graphs
+def _ahead_of_time(config: Config) -> List[str]:
+    """The graphs whose programs the artifact holds compiled for this machine."""
+    if config.compile.target != "embedded":
+        return []
+    executors = {"infer": config.compile.executor, "train": config.train.executor}
+    return [kind for kind in config.compile.graphs if executors[kind] == "aot"]
 
 
-def _compile_ahead(work: Path, say: Say) -> None:
-    """Compile infer.onnx for this machine into `embedded/` and enter it in the manifest and the user's record."""
-    from runtime.session import compile_inference
+def _compile_ahead(work: Path, kind: str, say: Say) -> None:
+    """Compile a graph for this machine into `embedded/` and enter it in the manifest and the user's record."""
+    from runtime.session import compile_ahead
 
-    say("\ncompiling infer.onnx ahead of time for this processor ...")
-    compile_inference(work, on_message=say)
+    say(f"\ncompiling {kind}.onnx ahead of time for this processor ...")
+    started = time.perf_counter()
+    compile_ahead(work, kind, on_message=say)
+    say(f"  {time.perf_counter() - started:.1f} s")
 
 
 def _require_sdk() -> None:

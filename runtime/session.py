@@ -1,6 +1,7 @@
 """An artifact as a PopART session: `open_inference` and `open_training`, and what runs behind each."""
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from pathlib import Path
@@ -22,7 +23,7 @@ from runtime.session_setup import Arrays, popart_errors
 
 LOSS = "loss"  # the scalar output of every training graph that is minimised
 STATE_PREFIXES = ("Accl___", "Accl1___")  # PopART's momentum of a weight: combined with the accumulator, or separate
-COMPILED_INFERENCE = "embedded/infer.pt2"
+COMPILED_PROGRAMS = {"infer": "embedded/infer.pt2", "train": "embedded/train.pt2"}
 Message = Callable[[str], None]
 Compiled = Tuple[Path, Key]  # a program in the cache, and what it was compiled for
 
@@ -75,6 +76,7 @@ class TrainingRunner:
     def __init__(self, artifact: Artifact, graph: GraphSpec, session: Any, train: TrainConfig) -> None:
         self.artifact, self.graph, self.session, self.train = artifact, graph, session, train
         self.learning_rate = train.learning_rate
+        self.compiled: Optional[Compiled] = None
         self.lead = (*((train.batches_per_step,) if train.batches_per_step > 1 else ()), *train.update_axes)
         self._anchors = session.initAnchorArrays()
         self._shapes = {name: (*self.lead, *session.getInfo(name).shape()) for name in self._anchors}
@@ -221,12 +223,12 @@ def open_training(
     """Open the training program of an artifact with the recipe `train`.
 
     anchors: tensors that every step returns per micro-batch, also PopART's own such as Gradient___<weight>; None: the
-    graph's outputs. weights: others than the artifact's, of the same layout.
+    graph's scalar outputs (losses). weights: others than the artifact's, of the same layout.
     Raises ConfigError when `train.accumulation` cannot fill the pipeline, GraphError, EnvironmentProblem.
     """
     popart, graph, config = load_popart(), artifact.graph("train"), artifact.config.compile
     setup.check_accumulation(graph, config, train)
-    names = list(graph.output_names if anchors is None else anchors)
+    names = [spec.name for spec in graph.outputs if not spec.shape] if anchors is None else list(anchors)
     options = setup.training_options(popart, graph, config, train)
     setup.register_custom_ops(popart)
     path = artifact.directory.resolve() / graph.file
@@ -238,30 +240,37 @@ def open_training(
             deviceInfo=setup.acquire_device(popart, graph.ipus * train.replicas), userOptions=options,
         )
         key = program_key(artifact, "train", names)
-        _prepare(popart, session, options, artifact, key, trust_compiled, on_message, cache or CompiledCache())
+        compiled = _prepare(popart, session, options, artifact, key, trust_compiled, on_message, cache or CompiledCache())
         if train.stochastic_rounding:
             session.setRandomSeed(train.seed)
         session.weightsFromHost()
     runner = TrainingRunner(artifact, graph, session, train)
+    runner.compiled = compiled
     if weights is not None:
         runner.load_weights(weights)
     return runner
 
 
-def compile_inference(
-    directory: Union[Artifact, str, Path], on_message: Message = print, cache: Optional[CompiledCache] = None
+def compile_ahead(
+    directory: Union[Artifact, str, Path], kind: str, on_message: Message = print, cache: Optional[CompiledCache] = None
 ) -> Artifact:
-    """Compile the inference program of an artifact into its `embedded/` and enter it in the manifest.
+    """Compile a program of an artifact (infer; train: with the recipe of its config) into its `embedded/` and enter it in the
+    manifest.
 
     A program that this user compiled before for the same key is taken from the cache. Only for the embedded runtime.
     """
     artifact = directory if isinstance(directory, Artifact) else Artifact.open(directory, verify=False)
-    runner = open_inference(artifact, executor="aot", on_message=on_message, cache=cache)
+    if kind == "infer":
+        runner: Union[InferenceRunner, TrainingRunner] = open_inference(
+            artifact, executor="aot", on_message=on_message, cache=cache)
+    else:
+        recipe = dataclasses.replace(artifact.config.train, executor="aot")
+        runner = open_training(artifact, recipe, on_message=on_message, cache=cache)
     if runner.compiled is None:
         raise EnvironmentProblem("the Poplar SDK compiles for the IPU; only the embedded runtime compiles ahead of time")
     program, key = runner.compiled
-    write_bytes_atomic(artifact.directory / COMPILED_INFERENCE, program.read_bytes())
-    return artifact.add_compiled([{"file": COMPILED_INFERENCE, "graph": "infer", "key": key}])
+    write_bytes_atomic(artifact.directory / COMPILED_PROGRAMS[kind], program.read_bytes())
+    return artifact.add_compiled([{"file": COMPILED_PROGRAMS[kind], "graph": kind, "key": key}])
 
 
 def _prepare(

@@ -10,7 +10,7 @@ import numpy as np
 from popdet.config import Config
 from runtime.artifact import Artifact
 from runtime.manifest import GraphSpec
-from runtime.session import LOSS, open_inference, open_training
+from runtime.session import open_inference, open_training
 from runtime.train import device_calls
 
 Source = Iterator[Mapping[str, np.ndarray]]
@@ -53,7 +53,7 @@ def training_throughput(
     batches: as runtime.train takes them; None: random pictures without objects, the same every step.
     """
     began = time.perf_counter()
-    runner = open_training(artifact, config.train, anchors=[LOSS], trust_compiled=trust_compiled, on_message=on_message)
+    runner = open_training(artifact, config.train, trust_compiled=trust_compiled, on_message=on_message)
     source = batches(0) if batches is not None else _repeat(_random_inputs(runner.graph, config.train.update_axes))
     calls = device_calls(source, config.train.batches_per_step)
     marks: List[float] = []

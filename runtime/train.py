@@ -73,8 +73,7 @@ def train(
     recipe, run, layout = config.train, Path(run_directory), artifact.layout()
     _check_step_counts(recipe)
     start = starting_point(run, resume, config, layout, on_message)
-    scalars = [spec.name for spec in artifact.outputs("train") if not spec.shape]
-    runner = open_training(artifact, recipe, anchors=scalars, trust_compiled=trust_compiled, on_message=on_message)
+    runner = open_training(artifact, recipe, trust_compiled=trust_compiled, on_message=on_message)
     step, saved = _restore(runner, start)
     losses: List[float] = []
     began, source = time.perf_counter(), batches(step)

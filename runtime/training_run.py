@@ -112,8 +112,7 @@ def replay_step(
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise BadInputFile(f"{file}: not the saved inputs of a step ({error}); name a not-finite-step-*.npz") from error
     found = latest_checkpoint(run / CHECKPOINTS, artifact.layout(), on_message)
-    scalars = [spec.name for spec in artifact.outputs("train") if not spec.shape]
-    runner = open_training(artifact, config.train, anchors=scalars, on_message=on_message)
+    runner = open_training(artifact, config.train, on_message=on_message)
     if found is not None:
         runner.load_weights(found.weights, found.optimizer_state)
         runner.set_learning_rate(found.state.learning_rate)

@@ -20,8 +20,8 @@ namespace popdet {
 
 constexpr long kTile = 4, kWindow = 6, kPoints = kWindow * kWindow;
 constexpr long kTilesATask = 8;
-constexpr long kTileBytes = 16 << 20;    // of V and M together; images beyond that are taken in turn
-constexpr long kFilterBytes = 20 << 20;  // of U and dU together, backward; output channels beyond that are taken in turn
+constexpr long kTileBytes = 32 << 20;    // of V and M together; images beyond that are taken in turn
+constexpr long kFilterBytes = 80 << 20;  // of U and dU together, backward; output channels beyond that are taken in turn
 
 struct Winograd {
   long batch, height, width, inputs, outputs;  // the last two are channels

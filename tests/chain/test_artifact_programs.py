@@ -213,14 +213,14 @@ def test_mixed_precision_runs_close_to_float32(copy: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ahead(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same artifact with an ahead-of-time compiled program; only the executor of the config changed."""
+    """The same artifact with ahead-of-time compiled programs; only the executors of the config changed."""
     out = Path(shutil.copytree(built, tmp_path_factory.mktemp("ahead") / "out"))
     before = _digests(out)
-    report = _compile(_config(compile={"executor": "aot"}), out)
+    report = _compile(_config(compile={"executor": "aot"}, train={"executor": "aot"}), out)
     assert report.cached, "the graphs did not change"
     after = _digests(out)
     written = {name for name in after if after[name] != before.get(name)}
-    assert written == {"small-4/embedded/infer.pt2", "small-4/manifest.json"}
+    assert written == {"small-4/embedded/infer.pt2", "small-4/embedded/train.pt2", "small-4/manifest.json"}
     return out
 
 
@@ -232,7 +232,7 @@ def _compiling(artifact: Artifact, **options: Any) -> tuple[InferenceRunner, Lis
 @pytest.mark.slow
 def test_the_program_compiled_ahead_gives_the_interpreters_numbers(ahead: Path) -> None:
     artifact = _open(ahead)
-    assert [entry["file"] for entry in artifact.compiled] == ["embedded/infer.pt2"]
+    assert [entry["file"] for entry in artifact.compiled] == ["embedded/infer.pt2", "embedded/train.pt2"]
     image = _image(artifact)
     runner, messages = _compiling(artifact)
     assert runner.compiled is not None and not messages, "the artifact's own program runs"
@@ -240,6 +240,21 @@ def test_the_program_compiled_ahead_gives_the_interpreters_numbers(ahead: Path) 
     reference = OnnxRuntimeExecutor(artifact.directory / "reference.infer.onnx", threads=1)
     report = compare_executors(("onnxruntime", reference), {"aot": runner}, [image], artifact.config.compare)
     assert report.passed, f"seed {SEED}\n{report.text()}"
+
+
+@pytest.mark.slow
+def test_the_training_program_compiled_ahead_gives_the_interpreters_losses(ahead: Path) -> None:
+    artifact, messages = _open(ahead), []
+    recipe = artifact.config.train
+    compiled = open_training(artifact, recipe, on_message=messages.append)
+    assert recipe.executor == "aot" and compiled.compiled is not None and not messages, "the artifact's own program runs"
+    plain = open_training(artifact, dataclasses.replace(recipe, executor="eager"))
+    shapes = {spec.name: spec.shape for spec in artifact.inputs("train")}
+    step = random_step(shapes, recipe.accumulation, 4, SEED)
+    found, expected = compiled.step(step), plain.step(step)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, err_msg=f"{name}, seed {SEED}")
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Artifacts through the embedded runtime: the numbers against numpy, and compiled programs end to end."""
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from popdet.config import TrainConfig
 from runtime.artifact import Artifact
 from runtime.compiled_cache import CompiledCache
 from runtime.errors import ConfigError, GraphError
-from runtime.session import compile_inference, open_inference, open_training
+from runtime.session import compile_ahead, open_inference, open_training
 
 IMAGE = tiny.batch(1)["image"][0]
 
@@ -117,7 +118,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     root = tmp_path_factory.mktemp("aot")
     artifact = tiny.make_artifact(root / "tiny", executor="aot")
     cache = CompiledCache(root / "cache")
-    return compile_inference(artifact, cache=cache), cache
+    return compile_ahead(artifact, "infer", cache=cache), cache
 
 
 def test_a_compiled_program_is_sealed_and_runs_without_a_word(compiled: tuple) -> None:
@@ -127,6 +128,24 @@ def test_a_compiled_program_is_sealed_and_runs_without_a_word(compiled: tuple) -
     runner = open_inference(opened, on_message=messages.append, cache=cache)
     np.testing.assert_allclose(runner({"image": IMAGE})["y"], tiny.forward(tiny.weights(), IMAGE), rtol=1e-5, atol=1e-6)
     assert messages == []
+
+
+@pytest.mark.slow
+def test_a_training_program_is_sealed_and_runs_without_a_word(tmp_path: Path) -> None:
+    cache, recipe = CompiledCache(tmp_path / "cache"), TrainConfig(accumulation=3, executor="aot")
+    artifact = compile_ahead(tiny.make_artifact(tmp_path / "tiny", executor="eager"), "train", cache=cache)
+    opened, messages = Artifact.open(artifact.directory), []
+    assert [(entry["file"], entry["graph"]) for entry in opened.compiled] == [("embedded/train.pt2", "train")]
+    runner = open_training(opened, recipe, on_message=messages.append, cache=cache)
+    assert messages == [] and runner.compiled is not None
+    copied = open_training(opened, recipe, trust_compiled=True, on_message=messages.append, cache=CompiledCache(tmp_path / "b"))
+    assert messages == []
+    plain = open_training(opened, dataclasses.replace(recipe, executor="eager"))
+    for data in (tiny.batch(3, seed=1), tiny.batch(3, seed=2)):
+        losses = [program.step(data)["loss"] for program in (plain, runner, copied)]
+        np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
+    for name, array in plain.weights().items():
+        np.testing.assert_allclose(runner.weights()[name], array, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture

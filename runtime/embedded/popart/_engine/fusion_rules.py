@@ -17,24 +17,32 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import numpy as np
-
 from .fusion import Fused, Plan
+from .fusion_patterns import (
+    Bounds,
+    adding,
+    bias_of,
+    clip_before,
+    clip_behind,
+    has_stride_1,
+    is_depthwise,
+    is_mean_over_pixels,
+    is_plain,
+    is_pointwise,
+    pooling,
+    scale_behind,
+)
 from .ir import Op
 
-LARGEST = float(np.finfo(np.float32).max)  # custom.LARGEST, without torch: no bound
-NO_BOUNDS = (-LARGEST, LARGEST)
 WINOGRAD_CHANNELS = 96  # with fewer, in or out, the transforms cost what the multiplications save
 WINOGRAD_PIXELS = {True: 1024, False: 512}  # training or not; with fewer, transforming the filters does
 MANY_MAPS, SMALL_MAP_BYTES = 8, 768 * 1024  # of an inverted residual; bytes a map, before and behind the 3x3 convolution
 
-Bounds = tuple[float, float]
-
 
 def depthwise(plan: Plan, op: Op) -> Fused | None:
-    if not _is_depthwise(plan, op):
+    if not is_depthwise(plan, op):
         return None
-    before, after = _clip_before(plan, op), _clip_behind(plan, op)
+    before, after = clip_before(plan, op), clip_behind(plan, op)
     parts, stride = [*before.ops, op, *after.ops], op.attr("strides", (1, 1))[0]
 
     def run(fused, x, filters, bias):
@@ -42,18 +50,18 @@ def depthwise(plan: Plan, op: Op) -> Fused | None:
 
         return depthwise(x, filters, _or_zeros(bias, x, filters.shape[0]), stride, list(before.bounds), list(after.bounds))
 
-    return Fused(parts, [_op(op, (parts[0].inputs[0], op.inputs[1], _bias(op)), parts[-1].outputs, run)])
+    return Fused(parts, [_op(op, (parts[0].inputs[0], op.inputs[1], bias_of(op)), parts[-1].outputs, run)])
 
 
 def winograd(plan: Plan, op: Op) -> Fused | None:
     y = plan.graph.info[op.outputs[0]]
-    if not (_is_plain(plan, op, 3) and op.attr("group", 1) == 1 and _has_stride_1(op)
+    if not (is_plain(plan, op, 3) and op.attr("group", 1) == 1 and has_stride_1(op)
             and min(plan.graph.info[op.inputs[0]].dims[1], y.dims[1]) >= WINOGRAD_CHANNELS
             and y.nelms() // y.dims[1] >= WINOGRAD_PIXELS[plan.training]):  # fmt: skip
         return None
-    if plan.training and _scale_behind(plan, op):
+    if plan.training and scale_behind(plan, op):
         return _scaled(plan, op, by_winograd=True)
-    after = _clip_behind(plan, op)
+    after = clip_behind(plan, op)
     parts = [op, *after.ops]
 
     def train(fused, x, filters, bias):
@@ -72,13 +80,13 @@ def winograd(plan: Plan, op: Op) -> Fused | None:
         return winograd_filters(filters)
 
     if plan.training:
-        return Fused(parts, [_op(op, (*op.inputs[:2], _bias(op)), parts[-1].outputs, train)])
+        return Fused(parts, [_op(op, (*op.inputs[:2], bias_of(op)), parts[-1].outputs, train)])
     packing = _packing(op, transform)
-    return Fused(parts, [packing, _op(op, (op.inputs[0], *packing.outputs, _bias(op)), parts[-1].outputs, infer)])
+    return Fused(parts, [packing, _op(op, (op.inputs[0], *packing.outputs, bias_of(op)), parts[-1].outputs, infer)])
 
 
 def pointwise(plan: Plan, op: Op) -> Fused | None:
-    if plan.training or not _is_pointwise(plan, op):
+    if plan.training or not is_pointwise(plan, op):
         return None
     parts, inputs, bounds, packing = _pointwise(plan, op)
 
@@ -91,11 +99,11 @@ def pointwise(plan: Plan, op: Op) -> Fused | None:
 
 
 def pointwise_mean(plan: Plan, op: Op) -> Fused | None:
-    if plan.training or not _is_pointwise(plan, op):
+    if plan.training or not is_pointwise(plan, op):
         return None
     parts, inputs, bounds, packing = _pointwise(plan, op)
     mean = plan.only_reader(parts[-1])
-    if mean is None or not _is_mean_over_pixels(mean):
+    if mean is None or not is_mean_over_pixels(mean):
         return None
     keep = mean.op_type == "GlobalAveragePool" or bool(mean.attr("keepdims", 1))
 
@@ -115,7 +123,7 @@ def inverted_residual(plan: Plan, op: Op) -> Fused | None:
     if block is None:
         return None
     expand = plan.only_maker(block.parts[0])
-    if expand is not None and not (_is_pointwise(plan, expand) and _has_stride_1(expand)):
+    if expand is not None and not (is_pointwise(plan, expand) and has_stride_1(expand)):
         expand = None
     expanding = [expand] if expand is not None else []
     parts, packing = [*expanding, *block.parts], [_packing(conv, _pack_filters) for conv in (*expanding, block.project)]
@@ -128,7 +136,7 @@ def inverted_residual(plan: Plan, op: Op) -> Fused | None:
         biases = _or_zeros(bias, x, channels), _or_zeros(project_bias, x, block.outputs)
         return inverted_residual(x, *first, filters, biases[0], project, biases[1], addend, *clips)
 
-    first = (*packing[0].outputs, _bias(expand)) if expand is not None else ("", "")
+    first = (*packing[0].outputs, bias_of(expand)) if expand is not None else ("", "")
     inputs = (parts[0].inputs[0], *first, *block.inputs(op, packing[-1]))
     return Fused(parts, [*packing, _op(op, inputs, parts[-1].outputs, run)])
 
@@ -136,7 +144,7 @@ def inverted_residual(plan: Plan, op: Op) -> Fused | None:
 def inverted_residual_of_rois(plan: Plan, op: Op) -> Fused | None:
     """op: the depthwise convolution."""
     block = _narrowing(plan, op)
-    pooled = _pooling(plan, block.parts[0]) if block is not None else None
+    pooled = pooling(plan, block.parts[0]) if block is not None else None
     if block is None or pooled is None:
         return None
     (align, *others), column = pooled
@@ -161,14 +169,14 @@ def inverted_residual_of_rois(plan: Plan, op: Op) -> Fused | None:
 def scaled(plan: Plan, op: Op) -> Fused | None:
     pads = tuple(op.attr("pads", (0, 0, 0, 0)))
     x = plan.graph.info[op.inputs[0]]
-    if (not plan.training or x.dtype != "float32" or len(x.dims) != 4 or pads[:2] != pads[2:] or not _scale_behind(plan, op)
+    if (not plan.training or x.dtype != "float32" or len(x.dims) != 4 or pads[:2] != pads[2:] or not scale_behind(plan, op)
             or op.attr("auto_pad", "NOTSET") != "NOTSET"):  # fmt: skip
         return None
     return _scaled(plan, op, by_winograd=False)
 
 
 def _scaled(plan: Plan, op: Op, by_winograd: bool) -> Fused:
-    mul, scale = _scale_behind(plan, op)
+    mul, scale = scale_behind(plan, op)
 
     def run(fused, x, filters, scale):
         from . import scaled, winograd
@@ -179,16 +187,6 @@ def _scaled(plan: Plan, op: Op, by_winograd: bool) -> Fused:
         return scaled.scaled(x, filters, scale, *scaled.plain(*map(list, settings), op.attr("group", 1)))
 
     return Fused([op, mul], [_op(op, (*op.inputs[:2], scale), mul.outputs, run)])
-
-
-def _scale_behind(plan: Plan, op: Op) -> tuple[Op, str] | None:
-    """(the Mul that alone reads the result of a convolution without bias, with a number a channel, those), or None"""
-    mul = plan.only_reader(op) if not _bias(op) else None
-    if mul is None or mul.op_type != "Mul" or mul.domain not in ("", "ai.onnx"):
-        return None
-    other = mul.inputs[1] if mul.inputs[0] == op.outputs[0] else mul.inputs[0]
-    channels, dims = plan.graph.info[op.outputs[0]].dims[1], tuple(plan.graph.info[other].dims)
-    return (mul, other) if dims in ((1, channels, 1, 1), (channels, 1, 1)) else None
 
 
 def residual(plan: Plan, op: Op) -> Fused | None:
@@ -223,15 +221,6 @@ RULES = (
 )
 
 
-class _Clip:
-    """A Clip or Relu that a kernel takes along, or none: `ops` is [it] or []."""
-
-    def __init__(self, op: Op | None):
-        found = _bounds(op) if op is not None else None
-        self.ops = [] if found is None else [op]
-        self.bounds: Bounds = found or NO_BOUNDS
-
-
 @dataclasses.dataclass(frozen=True)
 class _Narrowing:
     """An inverted residual from the clip before its depthwise convolution on."""
@@ -244,84 +233,27 @@ class _Narrowing:
 
     def inputs(self, op: Op, packing: Op) -> tuple[str, ...]:
         """Of the fused op, behind those that its first half reads; op: the depthwise convolution."""
-        return op.inputs[1], _bias(op), *packing.outputs, _bias(self.project), self.addend
+        return op.inputs[1], bias_of(op), *packing.outputs, bias_of(self.project), self.addend
 
 
 def _narrowing(plan: Plan, op: Op) -> _Narrowing | None:
-    if plan.training or not _is_depthwise(plan, op) or not _has_many_small_maps(plan, op):
+    if plan.training or not is_depthwise(plan, op) or not _has_many_small_maps(plan, op):
         return None
-    before, after = _clip_before(plan, op), _clip_behind(plan, op)
+    before, after = clip_before(plan, op), clip_behind(plan, op)
     project = plan.only_reader([op, *after.ops][-1])
-    if project is None or not _is_pointwise(plan, project) or not _has_stride_1(project):
+    if project is None or not is_pointwise(plan, project) or not has_stride_1(project):
         return None
-    adding, addend = _adding(plan, project)
+    adds, addend = adding(plan, project)
     clips = (op.attr("strides", (1, 1))[0], list(before.bounds), list(after.bounds))
     outputs = plan.graph.info[project.outputs[0]].dims[1]
-    return _Narrowing([*before.ops, op, *after.ops, project, *adding], project, addend, outputs, clips)
-
-
-def _pooling(plan: Plan, op: Op) -> tuple[list[Op], str] | None:
-    """([roiAlign, Reshape to [B * D,C,h,w], perhaps the Add of a value a channel], the tensor of those values or "") that make
-    the first input of op, a float32 map, and that nothing else reads."""
-    maps = tuple(plan.graph.info[op.inputs[0]].dims)
-    reader, position, adding, column = op, 0, [], ""
-    add = plan.only_maker(op)
-    if add is not None and add.op_type == "Add" and add.domain in ("", "ai.onnx"):
-        dims = [tuple(plan.graph.info[name].dims) for name in add.inputs]
-        columns = [i for i in (0, 1) if dims[i] in ((1, maps[1], 1, 1), (maps[1], 1, 1)) and dims[1 - i] == maps]
-        if not columns:
-            return None
-        reader, position, adding, column = add, 1 - columns[0], [add], add.inputs[columns[0]]
-    reshape = plan.only_maker(reader, position)
-    if reshape is None or reshape.op_type != "Reshape" or reshape.domain not in ("", "ai.onnx"):
-        return None
-    align = plan.only_maker(reshape)
-    if align is None or align.domain != "ai.graphcore" or align.op_type not in ("roiAlign", "roi_align"):
-        return None
-    pooled = tuple(plan.graph.info[align.outputs[0]].dims)
-    return ([align, reshape, *adding], column) if (pooled[0] * pooled[1], *pooled[2:]) == maps else None
-
-
-def _clip_before(plan: Plan, op: Op) -> _Clip:
-    return _Clip(plan.only_maker(op))
-
-
-def _clip_behind(plan: Plan, op: Op) -> _Clip:
-    return _Clip(plan.only_reader(op))
-
-
-def _bounds(op: Op) -> Bounds | None:
-    """(low, high) of a Clip with both, known and in order, or of a Relu."""
-    if op.domain not in ("", "ai.onnx"):
-        return None
-    if op.op_type == "Relu":
-        return 0.0, LARGEST
-    if op.op_type != "Clip":
-        return None
-    if op.version < 11:
-        low, high = op.attr("min", None), op.attr("max", None)
-    elif len(op.inputs) == 3 and 1 in op.constants and 2 in op.constants:
-        low, high = op.constants[1].item(), op.constants[2].item()
-    else:
-        return None
-    return (float(low), float(high)) if low is not None and high is not None and low < high else None
-
-
-def _adding(plan: Plan, op: Op) -> tuple[list[Op], str]:
-    """([the Add that alone reads op's result, with a tensor of its shape], that tensor), or ([], "")"""
-    adding = plan.only_reader(op)
-    if adding is None or adding.op_type != "Add" or adding.domain not in ("", "ai.onnx"):
-        return [], ""
-    other = adding.inputs[1] if adding.inputs[0] == op.outputs[0] else adding.inputs[0]
-    same = tuple(plan.graph.info[other].dims) == tuple(plan.graph.info[op.outputs[0]].dims)
-    return ([adding], other) if same else ([], "")
+    return _Narrowing([*before.ops, op, *after.ops, project, *adds], project, addend, outputs, clips)
 
 
 def _pointwise(plan: Plan, op: Op) -> tuple[list[Op], tuple[str, ...], Bounds, Op]:
     """What one matrix product computes, the Conv first: (the ops, its inputs, bounds, the op that packs the filters)."""
-    adding, addend = _adding(plan, op)
-    after, packing = _clip_behind(plan, [op, *adding][-1]), _packing(op, _pack_filters)
-    return [op, *adding, *after.ops], (op.inputs[0], *packing.outputs, _bias(op), addend), after.bounds, packing
+    adds, addend = adding(plan, op)
+    after, packing = clip_behind(plan, [op, *adds][-1]), _packing(op, _pack_filters)
+    return [op, *adds, *after.ops], (op.inputs[0], *packing.outputs, bias_of(op), addend), after.bounds, packing
 
 
 def _strided(x, conv: Op):
@@ -330,43 +262,9 @@ def _strided(x, conv: Op):
     return x[:, :, ::row_step, ::column_step]
 
 
-def _is_mean_over_pixels(op: Op) -> bool:
-    """Over height and width of a tensor [B,C,H,W]."""
-    if op.domain not in ("", "ai.onnx"):
-        return False
-    axes = sorted(axis % 4 for axis in op.attr("axes", ()))
-    return op.op_type == "GlobalAveragePool" or (op.op_type == "ReduceMean" and axes == [2, 3])
-
-
-def _is_plain(plan: Plan, op: Op, side: int) -> bool:
-    """A float32 convolution of maps with side x side filters, padded by side // 2, not dilated."""
-    x, w = plan.graph.info[op.inputs[0]], plan.graph.info[op.inputs[1]]
-    return (len(x.dims) == 4 and tuple(w.dims[2:]) == (side, side) and x.dtype == "float32" and w.dtype == "float32"
-            and tuple(op.attr("pads", (0, 0, 0, 0))) == (side // 2,) * 4 and op.attr("auto_pad", "NOTSET") == "NOTSET"
-            and tuple(op.attr("dilations", (1, 1))) == (1, 1) and 0 not in x.dims)  # fmt: skip
-
-
-def _is_pointwise(plan: Plan, op: Op) -> bool:
-    return op.op_type == "Conv" and op.domain in ("", "ai.onnx") and _is_plain(plan, op, 1) and op.attr("group", 1) == 1
-
-
-def _is_depthwise(plan: Plan, op: Op) -> bool:
-    x, w = plan.graph.info[op.inputs[0]], plan.graph.info[op.inputs[1]]
-    return (_is_plain(plan, op, 3) and tuple(w.dims) == (x.dims[1], 1, 3, 3) and op.attr("group", 1) == x.dims[1] > 1
-            and tuple(op.attr("strides", (1, 1))) in ((1, 1), (2, 2)))  # fmt: skip
-
-
-def _has_stride_1(op: Op) -> bool:
-    return tuple(op.attr("strides", (1, 1))) == (1, 1)
-
-
 def _has_many_small_maps(plan: Plan, op: Op) -> bool:
     x, y = plan.graph.info[op.inputs[0]], plan.graph.info[op.outputs[0]]
     return x.dims[0] >= MANY_MAPS and (x.nelms() + y.nelms()) // x.dims[0] * x.dtype.itemsize <= SMALL_MAP_BYTES
-
-
-def _bias(conv: Op) -> str:
-    return conv.inputs[2] if len(conv.inputs) > 2 else ""
 
 
 def _or_zeros(bias, x, channels: int):
