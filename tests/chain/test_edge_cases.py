@@ -239,7 +239,7 @@ def test_more_objects_than_the_capacity_are_counted_warned_of_and_trained_on(art
     config: Config = artifact.config
     keys = {spec.name: spec.shape[-1] for spec in artifact.inputs("train")}
     records = list(_crowded(tmp_path, (9, 4, 0, 6)))
-    runner = open_training(artifact, config.train, on_message=_silent)
+    runner = open_training(artifact, config.train, anchors=TRAIN_OUTPUTS, on_message=_silent)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         with batches(records, config, keys["rpn_keys"], keys["roi_keys"], steps=2, seed=0) as stream:
