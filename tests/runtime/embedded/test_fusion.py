@@ -95,4 +95,4 @@ def test_the_torch_op_keeps_torchs_rules() -> None:
     x = torch.randn((2, 3, 5, 4), generator=generator).requires_grad_()
     filters = torch.randn((3, 1, 3, 3), generator=generator).requires_grad_()
     bias = torch.randn(3, generator=generator).requires_grad_()
-    torch.library.opcheck(ops.depthwise, (x, filters, bias, 2, [0.0, 6.0], [0.0, 6.0]))
+    torch.library.opcheck(ops.depthwise.overload, (x, filters, bias, 2, [0.0, 6.0], [0.0, 6.0]))

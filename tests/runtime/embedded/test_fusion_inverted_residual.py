@@ -182,6 +182,6 @@ def test_the_torch_ops_keep_torchs_rules() -> None:
     clips = (2, [0.0, 6.0], [-1.0, 1.0])
     for bias, added in ((roi_bias, addend), (None, None)):
         given = (x, rois * 9, bias, *weights, added, [3, 4], 0.25, 2, *clips)
-        torch.library.opcheck(inverted_residual.inverted_residual_of_rois, given)
+        torch.library.opcheck(inverted_residual.inverted_residual_of_rois.overload, given)
     expand = torch.randn((1, 3, 32), generator=generator)
-    torch.library.opcheck(inverted_residual.inverted_residual, (x, expand, roi_bias, *weights, None, *clips))
+    torch.library.opcheck(inverted_residual.inverted_residual.overload, (x, expand, roi_bias, *weights, None, *clips))

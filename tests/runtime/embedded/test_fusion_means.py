@@ -105,4 +105,5 @@ def test_the_torch_op_keeps_torchs_rules() -> None:
     packed = pointwise.pack_filters(filters)
     for layout in (torch.contiguous_format, torch.channels_last):
         for added in (None, addend.contiguous(memory_format=layout)):
-            torch.library.opcheck(pointwise.pointwise_mean, (x.contiguous(memory_format=layout), packed, bias, added, 0.0, 6.0))
+            arguments = x.contiguous(memory_format=layout), packed, bias, added, 0.0, 6.0
+            torch.library.opcheck(pointwise.pointwise_mean.overload, arguments)

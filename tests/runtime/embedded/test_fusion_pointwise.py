@@ -112,7 +112,8 @@ def test_the_torch_ops_keep_torchs_rules() -> None:
     sizes = (2, 3, 5, 4), (40, 3, 1, 1), (40,), (2, 40, 5, 4)
     x, filters, bias, addend = (torch.randn(size, generator=generator) for size in sizes)
     packed = pointwise.pack_filters(filters)
-    torch.library.opcheck(pointwise.pack_filters, (filters,))
+    torch.library.opcheck(pointwise.pack_filters.overload, (filters,))
     for layout in (torch.contiguous_format, torch.channels_last):
         for added in (None, addend.contiguous(memory_format=layout)):
-            torch.library.opcheck(pointwise.pointwise, (x.contiguous(memory_format=layout), packed, bias, added, 0.0, 6.0))
+            arguments = x.contiguous(memory_format=layout), packed, bias, added, 0.0, 6.0
+            torch.library.opcheck(pointwise.pointwise.overload, arguments)

@@ -78,8 +78,8 @@ def test_the_torch_ops_keep_torchs_rules() -> None:
     x, filters, bias, y = (torch.randn(s, generator=generator) for s in ((2, 3, 5, 4), (6, 3, 3, 3), (6,), (2, 6, 5, 4)))
     for shapeless in (x, x.contiguous(memory_format=torch.channels_last)):
         packed = winograd.winograd_filters(filters)
-        torch.library.opcheck(winograd.winograd_filters, (filters,))
-        torch.library.opcheck(winograd.winograd_transformed, (shapeless, packed, bias, 0.0, 6.0))
-        torch.library.opcheck(winograd.winograd_backward, (y, y, shapeless, filters, 0.0, 6.0))
+        torch.library.opcheck(winograd.winograd_filters.overload, (filters,))
+        torch.library.opcheck(winograd.winograd_transformed.overload, (shapeless, packed, bias, 0.0, 6.0))
+        torch.library.opcheck(winograd.winograd_backward.overload, (y, y, shapeless, filters, 0.0, 6.0))
         leaves = [t.detach().clone().requires_grad_() for t in (shapeless, filters, bias)]
-        torch.library.opcheck(winograd.winograd, (*leaves, 0.0, 6.0))
+        torch.library.opcheck(winograd.winograd.overload, (*leaves, 0.0, 6.0))

@@ -106,8 +106,8 @@ def test_the_backward_ops_are_the_transpose_of_the_forward():
 
 def test_torch_finds_the_ops_well_formed():
     features, rois = (torch.from_numpy(a) for a in _features_and_rois(2))
-    torch.library.opcheck(custom.roi_align, (features.requires_grad_(), rois, 2, 2, 0.0625, 1))
-    torch.library.opcheck(custom.nms, (torch.rand(2, 6), rois, 0.5, 3, 0.0))
+    torch.library.opcheck(custom.roi_align.overload, (features.requires_grad_(), rois, 2, 2, 0.0625, 1))
+    torch.library.opcheck(custom.nms.overload, (torch.rand(2, 6), rois, 0.5, 3, 0.0))
 
 
 def _lower(op_type, inputs, outputs, **attrs):

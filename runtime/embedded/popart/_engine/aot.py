@@ -9,7 +9,6 @@ A program is keyed on everything that its native code depends on; a key that dif
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -22,11 +21,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import popart_exception
 from .constants import Prepared, split
 from .fusion import fuse
+from .hashes import graph_sha256, runtime_sha256
 from .ir import Graph
 from .program import Tensors, plan, run_ops, step_function
 from .shapes import device_dtype, fake_like
@@ -78,38 +76,6 @@ def cpu_features() -> str:
     return " ".join([platform.machine(), torch.backends.cpu.get_cpu_capability().replace(" ", "_"), *sorted(flags)])
 
 
-def graph_sha256(graph: Graph) -> str:
-    """Of the ops, the constants and the types; not of the weights' values, which are inputs of a program."""
-    digest = hashlib.sha256()
-
-    def add(*values):
-        for value in values:
-            if isinstance(value, np.ndarray):
-                digest.update(f"{value.dtype}{value.shape}".encode())
-                value = np.ascontiguousarray(value).tobytes()
-            digest.update(value if isinstance(value, bytes) else repr(value).encode())
-            digest.update(b"\0")
-
-    for op in graph.ops:
-        add(op.domain, op.op_type, op.version, op.inputs, op.outputs)
-        for name in sorted(op.attrs):
-            add(name, op.attrs[name])
-        add(op.settings.get("__partials_type"), op.settings.get("__strided_channel_grouping"))
-    for name in sorted(graph.constants):
-        add(name, graph.constants[name])
-    for name in (*sorted(graph.initializers), *graph.inputs):
-        add(name, graph.info[name].data_type(), graph.info[name].dims)
-    return digest.hexdigest()
-
-
-def _runtime_sha256() -> str:
-    """Of the engine's own sources: a corrected lowering makes other native code from the same graph."""
-    folder, digest = Path(__file__).parent, hashlib.sha256()
-    for source in sorted(folder.rglob("*.py")):
-        digest.update(source.relative_to(folder).as_posix().encode() + b"\0" + source.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
 def compile_key(
     graph_hash: str, kind: str, wanted: Sequence[str], grads_of: Sequence[str] = (), loss: str | None = None
 ) -> dict[str, Any]:
@@ -118,7 +84,7 @@ def compile_key(
 
     return {
         "format": FORMAT_VERSION, "kind": kind, "graph": graph_hash, "wanted": list(wanted), "grads_of": list(grads_of),
-        "loss": loss, "torch": torch.__version__, "runtime": _runtime_sha256(), "cpu": cpu_features(), "device": "cpu",
+        "loss": loss, "torch": torch.__version__, "runtime": runtime_sha256(), "cpu": cpu_features(), "device": "cpu",
     }  # fmt: skip
 
 

@@ -12,6 +12,8 @@ import warnings
 
 import torch
 
+from .torch_ops import ANY_LAYOUT, torch_op
+
 _ROOT = pathlib.Path(__file__).resolve().parents[4]  # the repository; also when only runtime/embedded is on the path
 
 
@@ -43,7 +45,7 @@ def _import_host():
     return module
 
 
-@torch.library.custom_op("popdet_embedded::nms", mutates_args=())
+@torch_op()
 def nms(
     scores: torch.Tensor, boxes: torch.Tensor, iou_threshold: float, max_keep: int, score_threshold: float
 ) -> torch.Tensor:
@@ -90,11 +92,6 @@ def _overlap(box, others):
     return torch.where(valid, shared / both, torch.full_like(shared, -1.0))
 
 
-# The kernels on feature maps are channels-last, in and out: whatever layout comes in, results are laid out [.., height,
-# width, C] in memory. The tag tells the compiler that inputs need no conversion first.
-ANY_LAYOUT = (torch.Tag.flexible_layout,)
-
-
 # The files of compiled programs cannot hold infinity as an argument, so that for a bound this number stands for it.
 LARGEST = torch.finfo(torch.float32).max
 
@@ -109,7 +106,7 @@ def channels_last_array(tensor):
     return tensor.detach().movedim(-3, -1).contiguous().numpy()
 
 
-@torch.library.custom_op("popdet_embedded::roi_align", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def roi_align(
     features: torch.Tensor, rois: torch.Tensor, height: int, width: int, spatial_scale: float, sampling_ratio: int
 ) -> torch.Tensor:
@@ -130,7 +127,7 @@ def _(features, rois, height, width, spatial_scale, sampling_ratio):
     return features.new_empty((*rois.shape[:2], height, width, features.shape[1])).permute(0, 1, 4, 2, 3)
 
 
-@torch.library.custom_op("popdet_embedded::roi_align_backward", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def roi_align_backward(
     grad: torch.Tensor, rois: torch.Tensor, feature_height: int, feature_width: int, spatial_scale: float,
     sampling_ratio: int,

@@ -8,10 +8,11 @@ is the host library's (custom_ops/host/depthwise.hpp), channels-last; torch's wh
 """
 import torch
 
-from .custom import ANY_LAYOUT, channels_last_array, host_kernels, with_infinity
+from .custom import channels_last_array, host_kernels, with_infinity
+from .torch_ops import ANY_LAYOUT, torch_op
 
 
-@torch.library.custom_op("popdet_embedded::depthwise", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def depthwise(
     x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor, stride: int, before: list[float], after: list[float]
 ) -> torch.Tensor:
@@ -34,7 +35,7 @@ def _(x, filters, bias, stride, before, after):
     return rows.permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("popdet_embedded::depthwise_backward", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def depthwise_backward(
     grad: torch.Tensor, y: torch.Tensor, x: torch.Tensor, filters: torch.Tensor, stride: int, before: list[float],
     after: list[float],

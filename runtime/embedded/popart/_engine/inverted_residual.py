@@ -9,12 +9,13 @@ cannot be had. No gradients.
 """
 import torch
 
-from .custom import ANY_LAYOUT, host_kernels, roi_align_in_torch, with_infinity
+from .custom import host_kernels, roi_align_in_torch, with_infinity
 from .depthwise import depthwise_in_torch
 from .pointwise import channels_last, pointwise_in_torch, rows_of
+from .torch_ops import ANY_LAYOUT, torch_op
 
 
-@torch.library.custom_op("popdet_embedded::inverted_residual", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def inverted_residual(
     x: torch.Tensor, expand: torch.Tensor | None, expand_bias: torch.Tensor | None, filters: torch.Tensor, bias: torch.Tensor,
     project: torch.Tensor, project_bias: torch.Tensor, addend: torch.Tensor | None, stride: int, before: list[float],
@@ -39,7 +40,7 @@ def _(x, expand, expand_bias, filters, bias, project, project_bias, addend, stri
     return x.new_empty((x.shape[0], height, width, project_bias.shape[0])).permute(0, 3, 1, 2)
 
 
-@torch.library.custom_op("popdet_embedded::inverted_residual_of_rois", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def inverted_residual_of_rois(
     features: torch.Tensor, rois: torch.Tensor, roi_bias: torch.Tensor | None, filters: torch.Tensor, bias: torch.Tensor,
     project: torch.Tensor, project_bias: torch.Tensor, addend: torch.Tensor | None, size: list[int], spatial_scale: float,

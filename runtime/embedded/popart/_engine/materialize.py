@@ -5,8 +5,10 @@ over all blocks behind, so that each block's kernels would read what all of thos
 """
 import torch
 
+from .torch_ops import torch_op
 
-@torch.library.custom_op("popdet_embedded::materialize", mutates_args=())
+
+@torch_op()
 def materialize(x: torch.Tensor) -> torch.Tensor:
     """x; compiled, once and for all in memory."""
     return x.clone()

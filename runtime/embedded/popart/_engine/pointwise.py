@@ -8,12 +8,13 @@ packed ahead, as weights do not change in inference. No gradients.
 """
 import torch
 
-from .custom import ANY_LAYOUT, host_kernels, with_infinity
+from .custom import host_kernels, with_infinity
+from .torch_ops import ANY_LAYOUT, torch_op
 
 _PANEL = 32  # output channels side by side in packed filters
 
 
-@torch.library.custom_op("popdet_embedded::pack_filters", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def pack_filters(filters: torch.Tensor) -> torch.Tensor:
     """[K,C,1,1] -> what `pointwise` takes, [ceil(K / 32), C, 32]."""
     kernels = host_kernels() if filters.device.type == "cpu" else None
@@ -27,7 +28,7 @@ def _(filters):
     return filters.new_empty(packed_shape(*filters.shape[:2]))
 
 
-@torch.library.custom_op("popdet_embedded::pointwise", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def pointwise(
     x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor, addend: torch.Tensor | None, low: float, high: float
 ) -> torch.Tensor:
@@ -43,7 +44,7 @@ def _(x, packed, bias, addend, low, high):
     return like_channels_last(x, bias.shape[0])
 
 
-@torch.library.custom_op("popdet_embedded::pointwise_mean", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def pointwise_mean(
     x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor, addend: torch.Tensor | None, low: float, high: float
 ) -> torch.Tensor:

@@ -36,6 +36,11 @@ def register_op(domain: str, op_type: str, version: int, function, infer, gradie
         return tuple(python_op(present, key, json.dumps(facts)))
 
 
+def is_registered(op) -> bool:
+    """Whether an op is a Python function of the program that runs."""
+    return f"{op.domain}.{op.op_type}:{op.version}" in _ops
+
+
 def _call(key: str, text: str):
     """(op, attributes, function that puts None where an input is absent)."""
     facts = json.loads(text)

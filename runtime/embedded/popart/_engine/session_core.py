@@ -11,6 +11,7 @@ from ..errors import popart_exception, popart_runtime_error, unsupported
 from ..tensorinfo import TensorInfo
 from . import anchors, executable, model_io, shapes
 from .anchor_sources import GRADIENT, Kind, resolve
+from .hashes import graph_sha256
 from .host_memory import keep_freed_memory
 from .ir import import_model
 from .loss_scaling import AutomaticLossScaling, tracked
@@ -209,8 +210,6 @@ class SessionCore:
 
     def _identity(self) -> dict:
         """What an executable depends on, as JSON values."""
-        from .aot import graph_sha256
-
         flow = self.data_flow
         arts = {name: [flow.art(name).id().name, flow.art(name).rp()] for name in flow.anchors()}
         return {

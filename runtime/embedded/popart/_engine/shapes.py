@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import popart_exception, poplar_exception, unsupported
 from ..tensorinfo import TensorInfo
-from . import numerics, registry, subgraphs
+from . import known_types, numerics, registry, subgraphs
 from .ir import Graph, Op
 
 RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Dropout", "ShapedDropout"}
@@ -40,17 +40,22 @@ def resolve_inputs(graph: Graph, shapes: dict[str, TensorInfo]) -> dict[str, Ten
 
 def annotate(graph: Graph, shapes: dict[str, TensorInfo] | None = None) -> Graph:
     """Infers every shape and dtype, moves foldable ops into `graph.constants`; changes the graph and returns it."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
     graph.info = resolve_inputs(graph, shapes or {})
     graph.info.update({name: TensorInfo(a) for name, a in {**graph.initializers, **graph.constants}.items()})
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    annotate_ops(graph, mode)
+    path = known_types.file_of(graph)
+    known = known_types.read(path)
+    if known is not None:
+        annotate_ops(graph, None, known)
+        return graph
+    from torch._subclasses.fake_tensor import FakeTensorMode  # imports torch's compiler when one is made
+
+    annotate_ops(graph, FakeTensorMode(allow_non_fake_inputs=True))
+    known_types.write(path, {name: graph.info[name] for op in graph.ops for name in op.outputs if name})
     return graph
 
 
-def annotate_ops(graph: Graph, mode) -> None:
-    """Infers and folds the ops of a graph whose inputs have their infos. mode: a FakeTensorMode."""
+def annotate_ops(graph: Graph, mode, known: known_types.Types | None = None) -> None:
+    """Infers and folds the ops of a graph whose inputs have their infos. mode: a FakeTensorMode, unless the types are known."""
     import torch
 
     kept = []
@@ -60,7 +65,7 @@ def annotate_ops(graph: Graph, mode) -> None:
             folded = fold(op, graph)
             if folded is None:
                 kept.append(op)
-                graph.info.update(infer(op, graph, mode))
+                graph.info.update(infer(op, graph, mode) if known is None else {n: known[n] for n in op.outputs if n})
             else:
                 graph.constants.update(folded)
                 graph.info.update({name: TensorInfo(array) for name, array in folded.items()})

@@ -13,13 +13,14 @@ from fractions import Fraction
 
 import torch
 
-from .custom import ANY_LAYOUT, LARGEST, host_kernels, with_infinity
+from .custom import LARGEST, host_kernels, with_infinity
 from .pointwise import channels_last, like_channels_last, pack, packed_shape, rows_of, unpack
+from .torch_ops import ANY_LAYOUT, torch_op
 
 _A, _B = Fraction(3, 4), Fraction(3, 2)  # interpolation at 0, +-_A, +-_B and infinity
 
 
-@torch.library.custom_op("popdet_embedded::winograd_filters", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def winograd_filters(filters: torch.Tensor) -> torch.Tensor:
     """[K,C,3,3] -> transformed and packed, [36, ceil(K / 32), C, 32]."""
     kernels = host_kernels() if filters.device.type == "cpu" else None
@@ -33,7 +34,7 @@ def _(filters):
     return filters.new_empty((36, *packed_shape(*filters.shape[:2])))
 
 
-@torch.library.custom_op("popdet_embedded::winograd_transformed", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def winograd_transformed(
     x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor, low: float, high: float
 ) -> torch.Tensor:
@@ -51,7 +52,7 @@ def _(x, packed, bias, low, high):
     return like_channels_last(x, bias.shape[0])
 
 
-@torch.library.custom_op("popdet_embedded::winograd", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def winograd(x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """x [B,C,H,W], filters [K,C,3,3], bias [K] -> [B,K,H,W], channels-last."""
     return winograd_transformed(x, winograd_filters(filters), bias, low, high)
@@ -62,7 +63,7 @@ def _(x, filters, bias, low, high):
     return like_channels_last(x, filters.shape[0])
 
 
-@torch.library.custom_op("popdet_embedded::winograd_backward", mutates_args=(), tags=ANY_LAYOUT)
+@torch_op(ANY_LAYOUT)
 def winograd_backward(
     grad: torch.Tensor, y: torch.Tensor | None, x: torch.Tensor, filters: torch.Tensor, low: float, high: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
