@@ -30,6 +30,7 @@ KINDS: Tuple[Tuple[str, str], ...] = (  # kind -> pattern of the names of ops an
     ("NMS", r"nms"),
     ("sort, top-k", r"sort|topk"),
 )
+COPIES_NOTHING = ("popdet_embedded::materialize",)
 WINOGRAD_POINTS, WINOGRAD_TILE = 36, 4  # products a tile, and its side: F(4x4, 3x3)
 Node = torch.fx.Node
 Shape = Tuple[int, ...]
@@ -57,6 +58,8 @@ def count(module: torch.fx.GraphModule) -> Tuple[Dict[str, Count], List[str]]:
         if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload) or node.target.is_view:
             continue
         name = f"{node.target.namespace}::{node.target._schema.name.split('::')[1]}"
+        if name in COPIES_NOTHING:
+            continue
         entry = counts.setdefault(kind_of(str(node.target)), Count())
         entry.calls += 1
         entry.bytes += sum(tensor.numel() * tensor.element_size() for tensor in _tensors((node.args, _value(node))))

@@ -1,6 +1,6 @@
-"""MobileNetV2's inverted residual on many small maps, as one call of the host library, see inverted_residual.hpp.
+"""MobileNetV2's inverted residual, of maps and of RoIs, as one call of the host library, see inverted_residual.hpp.
 
-For the box head's RoIs: what lies between is never written out. Bounds, NaN and threads: see convolutions.py.
+What lies between is never written out. Bounds, NaN and threads: see convolutions.py.
 """
 
 from __future__ import annotations

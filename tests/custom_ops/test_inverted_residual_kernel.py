@@ -135,6 +135,26 @@ def test_of_maps_has_the_same_bits_for_any_number_of_threads(kernels, size, midd
         assert_same_bits(of_maps(kernels, *given, threads=threads), one)
 
 
+# Maps that tasks share: too large for one, or fewer than there are threads; the last has fewer rows than there are threads.
+@pytest.mark.parametrize("dtype", [F, D])
+@pytest.mark.parametrize("inputs", [None, 9])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("batch, size", [(1, (46, 40)), (2, (47, 39)), (1, (14, 14)), (2, (5, 3)), (1, (1, 4))])
+def test_rows_of_maps_equal_the_loops_with_the_same_bits_for_any_number_of_threads(
+    kernels, batch, size, stride, inputs, dtype
+):
+    middle = 200
+    x = np.random.default_rng(7).standard_normal((batch, *size, inputs or middle)).astype(dtype)
+    expand = normal(8, dtype, (middle, inputs, 1, 1), (middle,)) if inputs else None
+    wide = x if expand is None else x.astype(D) @ expand[0][:, :, 0, 0].astype(D).T + expand[1]
+    depthwise, project, addend = block(9, dtype, middle, 33, (batch, *halved(size, stride)))
+    rest = (depthwise, project, addend, stride, RELU6, TIGHT)
+    one = of_maps(kernels, x, expand, *rest, threads=1)
+    assert_near(one, narrowed(wide, *rest), dtype)
+    for threads in (2, 3, 5):
+        assert_same_bits(of_maps(kernels, x, expand, *rest, threads=threads), one)
+
+
 @pytest.mark.parametrize("before", [NONE, RELU6])
 @pytest.mark.parametrize("source", ["features", "roi_bias"])
 def test_nan_of_a_map_or_a_bias_stays_nan_where_it_is_read_and_nowhere_else(kernels, source, before):

@@ -175,6 +175,13 @@ def test_blocks_of_maps(name, expected, library, monkeypatch) -> None:
     assert_inference_is_that_of_the_single_ops(graph, ["y"])
 
 
+@pytest.mark.parametrize("width, fused", [(8, True), (9000, False)])
+def test_rows_of_one_map_are_taken_where_a_task_can_hold_enough_of_them(width, fused) -> None:
+    graph = _graph(OF_MAPS["an expansion"], f"float[1,6,5,{width}] x", we=(6, 6, 1, 1))
+    assert (kinds(graph, ["y"], training=False) == ["fused", "fused", "fused"]) is fused
+    assert_inference_is_that_of_the_single_ops(graph, ["y"])
+
+
 def test_the_torch_ops_keep_torchs_rules() -> None:
     generator = torch.Generator().manual_seed(0)
     sizes = (2, 3, 5, 4), (2, 4, 4), (3,), (3, 1, 3, 3), (3,), (1, 3, 32), (7,), (8, 7, 2, 2)

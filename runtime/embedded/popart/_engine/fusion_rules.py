@@ -4,8 +4,8 @@
     Conv (3x3) -> Clip or Relu                      ->   popdet_embedded::winograd
     Conv (1x1) -> Add -> Clip or Relu               ->   popdet_embedded::pointwise, inference only
     the last -> mean over height and width          ->   popdet_embedded::pointwise_mean, inference only
-    Conv (1x1) -> the first -> Conv (1x1) -> Add    ->   popdet_embedded::inverted_residual, inference of many small maps
-    roiAlign -> Add -> the same without its Conv    ->   popdet_embedded::inverted_residual_of_rois, so as well
+    Conv (1x1) -> the first -> Conv (1x1) -> Add    ->   popdet_embedded::inverted_residual, inference, short rows
+    roiAlign -> Add -> the same without its Conv    ->   popdet_embedded::inverted_residual_of_rois, so as well, many small maps
     Conv -> Mul (a number a channel)                ->   scaled.py, training only
     Add (of two maps)                               ->   the same, its gradient in memory: materialize.py, training only
 
@@ -36,7 +36,8 @@ from .ir import Op
 
 WINOGRAD_CHANNELS = 96  # with fewer, in or out, the transforms cost what the multiplications save
 WINOGRAD_PIXELS = {True: 1024, False: 512}  # training or not; with fewer, transforming the filters does
-MANY_MAPS, SMALL_MAP_BYTES = 8, 768 * 1024  # of an inverted residual; bytes a map, before and behind the 3x3 convolution
+MANY_MAPS, SMALL_MAP_BYTES = 8, 768 * 1024  # of RoIs; bytes a map, before and behind the 3x3 convolution
+BETWEEN_BYTES, LEAST_ROWS = 768 * 1024, 4  # as inverted_residual.hpp's; rows that a task must read for few to be read twice
 
 
 def depthwise(plan: Plan, op: Op) -> Fused | None:
@@ -119,7 +120,7 @@ def pointwise_mean(plan: Plan, op: Op) -> Fused | None:
 
 def inverted_residual(plan: Plan, op: Op) -> Fused | None:
     """op: the depthwise convolution."""
-    block = _narrowing(plan, op)
+    block = _narrowing(plan, op) if _has_short_rows(plan, op) else None
     if block is None:
         return None
     expand = plan.only_maker(block.parts[0])
@@ -143,7 +144,7 @@ def inverted_residual(plan: Plan, op: Op) -> Fused | None:
 
 def inverted_residual_of_rois(plan: Plan, op: Op) -> Fused | None:
     """op: the depthwise convolution."""
-    block = _narrowing(plan, op)
+    block = _narrowing(plan, op) if _has_many_small_maps(plan, op) else None
     pooled = pooling(plan, block.parts[0]) if block is not None else None
     if block is None or pooled is None:
         return None
@@ -237,7 +238,7 @@ class _Narrowing:
 
 
 def _narrowing(plan: Plan, op: Op) -> _Narrowing | None:
-    if plan.training or not is_depthwise(plan, op) or not _has_many_small_maps(plan, op):
+    if plan.training:
         return None
     before, after = clip_before(plan, op), clip_behind(plan, op)
     project = plan.only_reader([op, *after.ops][-1])
@@ -263,8 +264,22 @@ def _strided(x, conv: Op):
 
 
 def _has_many_small_maps(plan: Plan, op: Op) -> bool:
+    """Of a depthwise convolution."""
+    if not is_depthwise(plan, op):
+        return False
     x, y = plan.graph.info[op.inputs[0]], plan.graph.info[op.outputs[0]]
     return x.dims[0] >= MANY_MAPS and (x.nelms() + y.nelms()) // x.dims[0] * x.dtype.itemsize <= SMALL_MAP_BYTES
+
+
+def _has_short_rows(plan: Plan, op: Op) -> bool:
+    """Of a depthwise convolution."""
+    if not is_depthwise(plan, op):
+        return False
+    x, y = (plan.graph.info[name] for name in (op.inputs[0], op.outputs[0]))
+    read, written = (i.dims[1] * i.dims[3] * i.dtype.itemsize for i in (x, y))
+    stride = op.attr("strides", (1, 1))[0]
+    rows = (BETWEEN_BYTES - (3 - stride) * read) // (stride * read + written)
+    return stride * rows >= LEAST_ROWS
 
 
 def _or_zeros(bias, x, channels: int):

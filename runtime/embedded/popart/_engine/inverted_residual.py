@@ -1,4 +1,4 @@
-"""`popdet_embedded::inverted_residual`: MobileNetV2's block of an inference program, on many small maps, as one torch op.
+"""`popdet_embedded::inverted_residual`: MobileNetV2's block of an inference program as one torch op.
 
     project(clip(depthwise(clip(expand(x), before)), after)) + addend
 
