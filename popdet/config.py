@@ -106,7 +106,7 @@ class CompileConfig:
     keep_float32: Tuple[str, ...] = ()  # mixed only: module path prefixes that stay float32, e.g. box_predictor
     available_memory: Optional[float] = None  # proportion in (0, 1] for convolutions and matmuls
     graphs: Tuple[str, ...] = ("infer", "train")
-    executor: str = "aot"  # aot | eager, of the inference program on the embedded runtime
+    executor: str = "aot"  # aot | eager | cuda, of the inference program on the embedded runtime
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class TrainConfig:
     eval_metric: str = "voc07"  # voc07 | voc | coco
     tensorboard: bool = False  # events beside log.jsonl; needs tensorboardX
     wandb: Optional[str] = None  # project to log to; needs wandb
-    executor: str = "eager"  # eager | aot, of the training program on the embedded runtime
+    executor: str = "eager"  # eager | aot | cuda, of the training program on the embedded runtime
 
     @property
     def update_axes(self) -> Tuple[int, ...]:
@@ -180,8 +180,8 @@ CHOICES = {
     "compile.target": ("embedded", "ipu"),
     "compile.precision": ("float32", "mixed"),
     "compile.recompute": ("none", "standard", "pipeline"),
-    "compile.executor": ("aot", "eager"),
-    "train.executor": ("eager", "aot"),
+    "compile.executor": ("aot", "eager", "cuda"),
+    "train.executor": ("eager", "aot", "cuda"),
     "train.eval_metric": ("voc07", "voc", "coco"),
 }
 

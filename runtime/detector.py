@@ -20,7 +20,7 @@ from runtime.errors import BadInputFile
 from runtime.manifest import WEIGHTS
 from runtime.weights_file import write_weights
 
-EXECUTORS = ("aot", "eager", "onnxruntime")
+EXECUTORS = ("aot", "eager", "cuda", "onnxruntime")
 REFERENCE = "reference.infer.onnx"
 OUTPUTS = ("boxes", "scores", "classes", "count")
 
@@ -85,7 +85,7 @@ def detector_runner(
 ) -> Iterator[Any]:
     """The inference program as a callable {"image": array} -> OUTPUTS, usable inside the `with` block.
 
-    executor: aot or eager on the embedded runtime, None: as the artifact was compiled; onnxruntime: the reference graph
+    executor: aot, eager or cuda on the embedded runtime, None: as the artifact was compiled; onnxruntime: the reference graph
     with the same weights. Raises what `open_inference` and `OnnxRuntimeExecutor` raise.
     """
     if executor != "onnxruntime":

@@ -182,7 +182,7 @@ def open_inference(
 ) -> InferenceRunner:
     """Open the inference program of an artifact.
 
-    outputs: tensors to return, outputs or intermediates of the graph; None: the graph's outputs. executor: aot, eager;
+    outputs: tensors to return, outputs or intermediates of the graph; None: the graph's outputs. executor: aot, eager, cuda;
     None: as the artifact was compiled. weights: others than the artifact's, of the same layout.
     A PopART pipeline needs a micro-batch in flight per stage: with fewer batches_per_step the stages run one after the
     other, on the same IPUs with the same numbers.

@@ -21,6 +21,7 @@ from runtime.manifest import GraphSpec, TensorSpec
 from runtime.popart_api import is_embedded_module, load_popart
 
 Arrays = Dict[str, np.ndarray]
+EXECUTORS = ("aot", "eager", "cuda")  # of the embedded runtime
 
 
 def register_custom_ops(popart: ModuleType) -> None:
@@ -103,11 +104,22 @@ def acquire_device(popart: ModuleType, ipus: int) -> Any:
 
 
 def choose_executor(popart: ModuleType, options: Any, executor: str) -> None:
-    """The embedded runtime's executor; the SDK compiles for the IPU and has no such choice."""
-    if executor not in ("aot", "eager"):
-        raise ConfigError(f"executor '{executor}' is unknown; it is aot or eager")
+    """The embedded runtime's executor; the SDK compiles for the IPU and has no such choice.
+
+    Raises ConfigError for an unknown one, and for cuda, on IPUs; EnvironmentProblem for cuda where torch sees no such device.
+    """
+    if executor not in EXECUTORS:
+        raise ConfigError(f"executor '{executor}' is unknown; it is {', '.join(EXECUTORS[:-1])} or {EXECUTORS[-1]}")
+    if executor == "cuda" and not is_embedded_module(popart):
+        raise ConfigError("executor cuda is the embedded runtime's; the Poplar SDK runs on IPUs")
+    if executor == "cuda" and not _sees_cuda():
+        raise EnvironmentProblem("executor cuda: torch sees no CUDA device here; use aot or eager, or another build of torch")
     if is_embedded_module(popart):
         options.engineOptions = {**dict(options.engineOptions), "popdet.executor": executor}
+
+
+def _sees_cuda() -> bool:
+    return bool(importlib.import_module("torch").cuda.is_available())  # the embedded runtime is on torch, this package is not
 
 
 def require_compiler(file: str) -> None:

@@ -19,8 +19,8 @@ trust_option = click.option("--trust-compiled", is_flag=True,
 @click.argument("images", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the results. Default: beside the artifact.")
 @threshold_option
-@click.option("--executor", type=click.Choice(["aot", "eager", "onnxruntime"]),
-              help="aot, eager: the embedded runtime; onnxruntime: the reference graph. Default: as the artifact was compiled.")
+@click.option("--executor", type=click.Choice(["aot", "eager", "cuda", "onnxruntime"]),
+              help="aot, eager, cuda: the embedded runtime; onnxruntime: the reference graph. Default: the artifact's.")
 @trust_option
 @click.option("--skip-damaged", is_flag=True, help="Leave out pictures that cannot be read; they are named and counted.")
 @json_option

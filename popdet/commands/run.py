@@ -15,7 +15,7 @@ from popdet.options import json_option
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Default: ARTIFACT.pictures beside the artifact.")
 @threshold_option
-@click.option("--executor", type=click.Choice(["aot", "eager"]),
+@click.option("--executor", type=click.Choice(["aot", "eager", "cuda"]),
               help="On the embedded runtime. Default: what the artifact was compiled for.")
 @trust_option
 @json_option

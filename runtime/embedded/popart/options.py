@@ -141,7 +141,7 @@ FIELDS = {
     "useLoopCandidateCreator": Field(False),
     "stashAllTensorsInferencePipeline": Field(False),
 }
-EXECUTORS = ("eager", "aot")
+EXECUTORS = ("eager", "aot", "cuda")
 _POPDET_KEYS = ("popdet.executor",)
 _FLOAT_FIELDS = ("outlineThreshold", "outlineSequenceBreakCost", "timeLimitScheduler")
 
@@ -185,7 +185,7 @@ class SessionOptions:
 
     @property
     def executor(self):
-        """`eager` or `aot`: engineOptions["popdet.executor"]."""
+        """`eager`, `aot` or `cuda`: engineOptions["popdet.executor"]."""
         return self.engineOptions.get("popdet.executor", "eager")
 
 

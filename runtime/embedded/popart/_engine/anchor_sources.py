@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ..errors import popart_exception
 from ..tensorinfo import TensorInfo
 from . import model_io
+from .shapes import info_of
 
 GRADIENT, RESTORED, STASHED = "Gradient___", "Restored___", "Stashed___"
 _ACCUMULATORS = ("Accum___", "Accl___")
@@ -55,7 +56,7 @@ def _source(core, name: str) -> Source:
         if prefix in _ACCUMULATORS or prefix in _ACCUMULATOR_FLOW:
             return _accumulator(core, name, prefix, base)
         if name in core.updater.state:
-            return Source(Kind.STATE, name, TensorInfo(core.updater.state[name].numpy()))
+            return Source(Kind.STATE, name, info_of(core.updater.state[name]))
     known = ", ".join(list(graph.info)[:20])
     raise popart_exception(f"Anchor tensor `{name}' not in Ir Tensors. The tensors are {known}...")
 

@@ -50,12 +50,12 @@ def nms(
     scores: torch.Tensor, boxes: torch.Tensor, iou_threshold: float, max_keep: int, score_threshold: float
 ) -> torch.Tensor:
     """scores [B,N], boxes [B,N,4] (x1,y1,x2,y2) float32 -> the kept rows, best first, int32 [B,max_keep], -1 behind."""
-    kernels = host_kernels() if scores.device.type == "cpu" else None
+    kernels = host_kernels()
     if kernels is None:
         return nms_in_torch(scores, boxes, iou_threshold, max_keep, score_threshold)
-    threads = torch.get_num_threads()
-    keep = kernels.nms(scores.numpy(), boxes.numpy(), iou_threshold, max_keep, score_threshold, threads)
-    return torch.from_numpy(keep)
+    threads = torch.get_num_threads()  # on another device, too: one row at a time, NMS waits for itself more than for copies
+    keep = kernels.nms(scores.cpu().numpy(), boxes.cpu().numpy(), iou_threshold, max_keep, score_threshold, threads)
+    return torch.from_numpy(keep).to(scores.device)
 
 
 @nms.register_fake

@@ -62,7 +62,7 @@ def _infos(key: str, text: str, inputs) -> list[TensorInfo]:
 @torch.library.custom_op("popdet_embedded::python_op", mutates_args=())
 def python_op(inputs: list[torch.Tensor], key: str, facts: str) -> list[torch.Tensor]:
     op, attributes, spread = _call(key, facts)
-    results = op.function(spread([t.detach().numpy() for t in inputs]), attributes)
+    results = op.function(spread([t.detach().cpu().numpy() for t in inputs]), attributes)
     wanted = _infos(key, facts, inputs)
     if len(results) != len(wanted):
         raise popart_exception(f"The custom op {key} returned {len(results)} tensors, its infer function {len(wanted)}")
@@ -72,7 +72,8 @@ def python_op(inputs: list[torch.Tensor], key: str, facts: str) -> list[torch.Te
                 f"The custom op {key} returned {TensorInfo(np.asarray(array))!r} as output {index}, its infer function says "
                 f"{info!r}"
             )
-    return [torch.from_numpy(np.array(array)) for array in results]
+    device = inputs[0].device if inputs else torch.get_default_device()
+    return [torch.from_numpy(np.array(array)).to(device) for array in results]
 
 
 @python_op.register_fake
@@ -85,12 +86,12 @@ def python_op_gradient(
     inputs: list[torch.Tensor], outputs: list[torch.Tensor], gradients: list[torch.Tensor], key: str, facts: str
 ) -> list[torch.Tensor]:
     op, attributes, spread = _call(key, facts)
-    arrays = [[t.detach().numpy() for t in group] for group in (inputs, outputs, gradients)]
+    arrays = [[t.detach().cpu().numpy() for t in group] for group in (inputs, outputs, gradients)]
     assert op.gradient is not None, "asked for only where there is one"
     found = op.gradient(spread(arrays[0]), arrays[1], arrays[2], attributes)
     there = [gradient for gradient, tensor in zip(found, spread(inputs)) if tensor is not None]
     return [
-        torch.zeros_like(tensor) if gradient is None else torch.from_numpy(np.array(gradient, tensor.numpy().dtype))
+        torch.zeros_like(tensor) if gradient is None else torch.from_numpy(np.array(gradient)).to(tensor)
         for gradient, tensor in zip(there, inputs)
     ]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import torch
 
 from ..enums import DeviceType, ReductionType
-from ..errors import popart_exception, unsupported
+from ..errors import popart_exception, popart_runtime_error, unsupported
 from ..options import check_partials, partials_of, refuse_unsupported
 from ..patterns import check_excluded
 from . import numerics
@@ -14,6 +15,7 @@ from .ir import Graph
 from .pipeline import check_clipping
 from .program import gradient_path
 
+DEVICES = {"eager": "cpu", "aot": "cpu", "cuda": "cuda"}  # torch's, of the executors
 _PRODUCTS = ("Conv", "ConvTranspose", "MultiConv", "MatMul", "Gemm")
 
 
@@ -21,6 +23,8 @@ def check_arguments(options, data_flow, device, optimizer) -> None:
     """Everything that can be said without a model. optimizer: None for inference."""
     training = optimizer is not None
     refuse_unsupported(options)
+    if DEVICES[options.executor] == "cuda" and not torch.cuda.is_available():
+        raise popart_runtime_error("engineOptions['popdet.executor'] is 'cuda', but torch sees no CUDA device")
     if not training and data_flow.nAnchors() == 0:
         raise popart_exception("User must specify an anchor tensor when doing inference.")
     if not training and options.enableGradientAccumulation:

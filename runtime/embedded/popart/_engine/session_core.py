@@ -18,7 +18,7 @@ from .loss_scaling import AutomaticLossScaling, tracked
 from .pipeline import place
 from .program import EagerProgram, Program
 from .registry import lowering_across_replicas
-from .session_checks import apply_numerics, check_arguments, check_inputs, rounds_stochastically, with_gradient
+from .session_checks import DEVICES, apply_numerics, check_arguments, check_inputs, rounds_stochastically, with_gradient
 from .stale_pipeline import StaleWeights, delays
 from .steps import Steps
 from .updates import WeightUpdater, make_updater
@@ -49,7 +49,8 @@ class SessionCore:
         self.placement = place(
             self.graph, options, data_flow, device.numIpus // options.replicas, loss, self.with_gradient
         )
-        self.variables = Variables(self.graph.initializers, options.replicas)
+        self.device = torch.device(DEVICES[options.executor])
+        self.variables = Variables(self.graph.initializers, options.replicas, self.device)
         self.variables.add_host_only({n: self.graph.constants[n] for n in self.graph.initializer_constants})
         self.updater = self._make_updater() if self.training else None
         if self.updater:
@@ -67,6 +68,8 @@ class SessionCore:
         self.random_state: torch.Tensor | None = None
         random_ops = any(op.op_type in shapes.RANDOM for op in self.graph.walk())
         self.draws = random_ops or self.stochastic  # whether a run draws random numbers
+        if self.draws and self.device.type != "cpu":  # their state would be another one
+            raise unsupported("random ops and stochastic rounding in the cuda executor", "Use 'eager'.")
 
     # --- construction -------------------------------------------------------------------------------------------
 
@@ -175,7 +178,7 @@ class SessionCore:
                 f"If virtual graphs are disabled, the replicated graph count ({options.replicas}) "
                 f"needs to be equal to the number of IPUs ({self.device_info.numIpus})"
             )
-        if options.executor == "eager":
+        if options.executor != "aot":
             self.graph.check_floats = options.enableFloatingPointChecks and self.device_info.type is DeviceType.Ipu
             self.program = EagerProgram(self.graph, self.loss)
         elif self.program is None:  # else loadExecutable brought one

@@ -17,6 +17,11 @@ Tensors = dict[str, torch.Tensor]
 _BROADCAST = ("1", "Broadcast")  # how the Builder's metadata names ReplicatedStreamMode.Broadcast
 
 
+def _made_on(device: torch.device):
+    """Within it tensors are made on this device, also by lowerings that name none."""
+    return contextlib.nullcontext() if device.type == "cpu" else device
+
+
 class Steps:
     """The loop of a session."""
 
@@ -41,10 +46,11 @@ class Steps:
         collector = Collector(core.data_flow, core.accumulation, core.replicas, write)
         if core.stale:
             core.stale.begin()
-        for batch in range(core.data_flow.batchesPerStep()):
-            for micro in range(core.accumulation):
-                inputs = self._inputs(None if synthetic else stepio)
-                collector.add(batch, micro, self._micro_batch(program, inputs, micro == core.accumulation - 1))
+        with _made_on(core.device):
+            for batch in range(core.data_flow.batchesPerStep()):
+                for micro in range(core.accumulation):
+                    inputs = self._inputs(None if synthetic else stepio)
+                    collector.add(batch, micro, self._micro_batch(program, inputs, micro == core.accumulation - 1))
 
     def _micro_batch(self, program, inputs: list[Tensors], last: bool) -> list[dict]:
         """Forward, backward and, in the last one of a step, the update. The anchors' values, one dict a replica."""
@@ -156,7 +162,7 @@ class Steps:
                 f"Type discrepency for tensor {name}. User provided : {TensorInfo(array).data_type()} and expected : "
                 f"{info.data_type()}. Consider a custom copy here (as memcpy cannot be used)"
             )
-        return torch.from_numpy(np.array(array))
+        return torch.from_numpy(np.array(array)).to(self.core.device)
 
     def _synthetic(self, name: str) -> torch.Tensor:
         """Zeros, or numbers of N(0, 1) or U(0, 1); integers and booleans are zeros (they may be indices)."""

@@ -17,12 +17,12 @@ from .host_copies import HostCopies
 class Variables:
     """host: {id: ndarray}, weights, state and integer initializers. device: one {id: Tensor} a replica."""
 
-    def __init__(self, weights: dict[str, np.ndarray], replicas: int):
+    def __init__(self, weights: dict[str, np.ndarray], replicas: int, device: torch.device):
         self.host = HostCopies()
         self.host.add(weights)
         self.names = tuple(weights)
         self.fixed: set[str] = set()
-        self.replicas = replicas
+        self.replicas, self._torch_device = replicas, device
         self.device: list[dict[str, torch.Tensor]] = [{} for _ in range(replicas)]
         self.sent = False
 
@@ -47,12 +47,15 @@ class Variables:
 
     def send(self, state: dict[str, torch.Tensor]) -> None:
         """Host to device; `state` is the updater's and changes in place."""
-        shared = {name: torch.from_numpy(self.host[name].copy()) for name in self.names}
+        shared = {name: self._sent(name) for name in self.names}
         self.device = [dict(shared) for _ in range(self.replicas)]
         for name in state:
-            state[name] = torch.from_numpy(self.host[name].copy())
+            state[name] = self._sent(name)
         self.host.give_back()
         self.sent = True
+
+    def _sent(self, name: str) -> torch.Tensor:
+        return torch.from_numpy(self.host[name].copy()).to(self._torch_device)
 
     def fetch(self, state: dict[str, torch.Tensor]) -> None:
         """Device to host."""

@@ -113,7 +113,7 @@ def normalize_image(op, image, offsets, scales):
 
 @torch.library.custom_op("popdet_embedded::print_tensor", mutates_args=())
 def _print(x: torch.Tensor, text: str, threshold: int, edge: int, width: int, digits: int) -> torch.Tensor:
-    array = x.detach().float().numpy() if x.dtype == torch.float16 else x.detach().numpy()
+    array = (x.float() if x.dtype == torch.float16 else x).detach().cpu().numpy()
     shown = np.array2string(array, threshold=threshold, edgeitems=edge, max_line_width=width, precision=digits)
     print(f"{text.rpartition('|')[0]}: {shown}", file=sys.stderr)
     return x.clone()

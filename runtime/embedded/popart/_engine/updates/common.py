@@ -10,6 +10,7 @@ import torch
 from ...enums import DataType
 from ...errors import popart_exception
 from ...tensorinfo import TensorInfo
+from ..shapes import info_of
 
 ACCUMULATOR = "Accum___"
 _BLOCK = 1 << 17  # elements
@@ -53,7 +54,7 @@ class WeightUpdater:
     def accumulator_info(self, tensor: str) -> TensorInfo | None:
         """Type of Accum___w or Accl___w; None where this optimizer does not keep it."""
         if tensor in self.state:
-            return TensorInfo(self.state[tensor].numpy())
+            return info_of(self.state[tensor])
         name = tensor[len(ACCUMULATOR) :]
         if not tensor.startswith(ACCUMULATOR) or not self.keeps_sum(name):
             return None
@@ -129,7 +130,7 @@ class WeightUpdater:
 def in_blocks(*tensors: torch.Tensor):
     """Parts of tensors of one size that fit a processor's cache together, so that several updates of a part read and write
     memory once."""
-    if not all(tensor.is_contiguous() for tensor in tensors):
+    if tensors[0].device.type != "cpu" or not all(tensor.is_contiguous() for tensor in tensors):
         yield tensors
         return
     flat = [tensor.view(-1) for tensor in tensors]
