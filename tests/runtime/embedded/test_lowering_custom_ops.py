@@ -110,6 +110,19 @@ def test_torch_finds_the_ops_well_formed():
     torch.library.opcheck(custom.nms.overload, (torch.rand(2, 6), rois, 0.5, 3, 0.0))
 
 
+def test_ops_without_a_gradient_take_tensors_that_want_one_and_refuse_it_by_name():
+    """As plain torch code calls them; what they do inside is not differentiated."""
+    features, rois = (torch.from_numpy(a).requires_grad_() for a in _features_and_rois(2))
+    keep = torch.ops.popdet_embedded.nms(torch.rand(2, 6, requires_grad=True), rois, 0.5, 3, 0.0)
+    assert keep.dtype == torch.int32 and not keep.requires_grad
+    pulled = torch.ops.popdet_embedded.roi_align_backward(torch.randn(2, 6, 5, 4, 3, requires_grad=True), rois, 7, 9, 0.0625, 2)
+    with pytest.raises(RuntimeError, match="popdet_embedded::roi_align_backward has no gradient"):
+        pulled.sum().backward()
+    aligned = torch.ops.popdet_embedded.roi_align(features, rois, 4, 3, 0.0625, 2)
+    aligned.sum().backward()
+    assert features.grad is not None and rois.grad is None
+
+
 def _lower(op_type, inputs, outputs, **attrs):
     names = tuple(f"x{i}" for i in range(len(inputs)))
     return run_op(Op("ai.graphcore", op_type, 1, "n", names, tuple(f"y{i}" for i in range(outputs)), attrs), inputs)

@@ -106,7 +106,7 @@ def channels_last_array(tensor):
     return tensor.detach().movedim(-3, -1).contiguous().numpy()
 
 
-@torch_op(ANY_LAYOUT)
+@torch_op(ANY_LAYOUT, differentiable=True)
 def roi_align(
     features: torch.Tensor, rois: torch.Tensor, height: int, width: int, spatial_scale: float, sampling_ratio: int
 ) -> torch.Tensor:

@@ -12,7 +12,7 @@ from .custom import channels_last_array, host_kernels, with_infinity
 from .torch_ops import ANY_LAYOUT, torch_op
 
 
-@torch_op(ANY_LAYOUT)
+@torch_op(ANY_LAYOUT, differentiable=True)
 def depthwise(
     x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor, stride: int, before: list[float], after: list[float]
 ) -> torch.Tensor:

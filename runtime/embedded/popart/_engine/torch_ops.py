@@ -14,14 +14,19 @@ ANY_LAYOUT = torch.Tag.flexible_layout
 
 
 class TorchOp:
-    """A torch op with the schema of an annotated function, which is its implementation. It changes none of its arguments."""
+    """A torch op with the schema of an annotated function, which is its implementation. It changes none of its arguments.
 
-    def __init__(self, function: Callable, tags: tuple[torch.Tag, ...]):
+    One that is not differentiable raises where its gradient is asked for.
+    """
+
+    def __init__(self, function: Callable, tags: tuple[torch.Tag, ...], differentiable: bool):
         functools.update_wrapper(self, function)
         self.name = f"popdet_embedded::{function.__name__}"
         torch.library.define(self.name, torch.library.infer_schema(function, mutates_args=()), tags=tags)
         torch.library.impl(self.name, "default", function)
         self.overload = getattr(torch.ops.popdet_embedded, function.__name__).default
+        if not differentiable:  # without this, what the function does would be differentiated
+            self.register_autograd(self._refuse, lambda ctx, inputs, output: None)
 
     def __call__(self, *arguments):
         return self.overload(*arguments)
@@ -35,6 +40,10 @@ class TorchOp:
         torch.library.register_autograd(self.name, backward, setup_context=setup_context)
 
 
-def torch_op(*tags: torch.Tag) -> Callable[[Callable], TorchOp]:
-    """Decorator that makes a TorchOp of a function."""
-    return lambda function: TorchOp(function, tags)
+    def _refuse(self, ctx, *gradients):
+        raise RuntimeError(f"{self.name} has no gradient")
+
+
+def torch_op(*tags: torch.Tag, differentiable: bool = False) -> Callable[[Callable], TorchOp]:
+    """Decorator that makes a TorchOp of a function; one that is differentiable gets its gradient by `register_autograd`."""
+    return lambda function: TorchOp(function, tags, differentiable)

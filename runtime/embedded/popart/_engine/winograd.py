@@ -52,7 +52,7 @@ def _(x, packed, bias, low, high):
     return like_channels_last(x, bias.shape[0])
 
 
-@torch_op(ANY_LAYOUT)
+@torch_op(ANY_LAYOUT, differentiable=True)
 def winograd(x: torch.Tensor, filters: torch.Tensor, bias: torch.Tensor, low: float, high: float) -> torch.Tensor:
     """x [B,C,H,W], filters [K,C,3,3], bias [K] -> [B,K,H,W], channels-last."""
     return winograd_transformed(x, winograd_filters(filters), bias, low, high)
