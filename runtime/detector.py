@@ -20,7 +20,6 @@ from runtime.errors import BadInputFile
 from runtime.manifest import WEIGHTS
 from runtime.weights_file import write_weights
 
-EXECUTORS = ("aot", "eager", "cuda", "onnxruntime")
 REFERENCE = "reference.infer.onnx"
 OUTPUTS = ("boxes", "scores", "classes", "count")
 

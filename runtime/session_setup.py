@@ -14,14 +14,14 @@ from typing import Any, Dict, Iterator, Mapping, Sequence, Tuple
 
 import numpy as np
 
-from popdet.config import CompileConfig, TrainConfig
+from popdet.config import CHOICES, CompileConfig, TrainConfig
 from runtime.artifact import Artifact
 from runtime.errors import ConfigError, EnvironmentProblem, GraphError
 from runtime.manifest import GraphSpec, TensorSpec
 from runtime.popart_api import is_embedded_module, load_popart
 
 Arrays = Dict[str, np.ndarray]
-EXECUTORS = ("aot", "eager", "cuda")  # of the embedded runtime
+EXECUTORS = CHOICES["compile.executor"]  # of the embedded runtime
 
 
 def register_custom_ops(popart: ModuleType) -> None:

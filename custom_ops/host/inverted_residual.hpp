@@ -41,6 +41,7 @@ struct Pieces {
   long images, bands;
 };
 
+// As many images as fit into kBetweenBytes; bands where not one fits or there are fewer than threads, as many for each thread.
 template <typename T>
 Pieces pieces_of(const InvertedResidual<T>& s, int threads) {
   const Depthwise<T>& d = s.middle;

@@ -6,6 +6,7 @@ from typing import Optional, Sequence, Tuple
 
 import click
 
+from popdet.config import CHOICES
 from popdet.options import emit, json_option, say
 
 threshold_option = click.option("--threshold", default=0.5, show_default=True, type=click.FloatRange(0, 1),
@@ -19,7 +20,7 @@ trust_option = click.option("--trust-compiled", is_flag=True,
 @click.argument("images", metavar="IMAGE|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder of the results. Default: beside the artifact.")
 @threshold_option
-@click.option("--executor", type=click.Choice(["aot", "eager", "cuda", "onnxruntime"]),
+@click.option("--executor", type=click.Choice([*CHOICES["compile.executor"], "onnxruntime"]),
               help="aot, eager, cuda: the embedded runtime; onnxruntime: the reference graph. Default: the artifact's.")
 @trust_option
 @click.option("--skip-damaged", is_flag=True, help="Leave out pictures that cannot be read; they are named and counted.")

@@ -7,6 +7,7 @@ from typing import Optional, Tuple
 import click
 
 from popdet.commands.predict import detect_pictures, threshold_option, trust_option
+from popdet.config import CHOICES
 from popdet.options import json_option
 
 
@@ -15,7 +16,7 @@ from popdet.options import json_option
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Default: ARTIFACT.pictures beside the artifact.")
 @threshold_option
-@click.option("--executor", type=click.Choice(["aot", "eager", "cuda"]),
+@click.option("--executor", type=click.Choice(CHOICES["compile.executor"]),
               help="On the embedded runtime. Default: what the artifact was compiled for.")
 @trust_option
 @json_option

@@ -120,7 +120,7 @@ def pointwise_mean(plan: Plan, op: Op) -> Fused | None:
 
 def inverted_residual(plan: Plan, op: Op) -> Fused | None:
     """op: the depthwise convolution."""
-    block = _narrowing(plan, op) if _has_short_rows(plan, op) else None
+    block = _narrowing(plan, op, _has_short_rows)
     if block is None:
         return None
     expand = plan.only_maker(block.parts[0])
@@ -144,7 +144,7 @@ def inverted_residual(plan: Plan, op: Op) -> Fused | None:
 
 def inverted_residual_of_rois(plan: Plan, op: Op) -> Fused | None:
     """op: the depthwise convolution."""
-    block = _narrowing(plan, op) if _has_many_small_maps(plan, op) else None
+    block = _narrowing(plan, op, _has_many_small_maps)
     pooled = pooling(plan, block.parts[0]) if block is not None else None
     if block is None or pooled is None:
         return None
@@ -237,8 +237,9 @@ class _Narrowing:
         return op.inputs[1], bias_of(op), *packing.outputs, bias_of(self.project), self.addend
 
 
-def _narrowing(plan: Plan, op: Op) -> _Narrowing | None:
-    if plan.training:
+def _narrowing(plan: Plan, op: Op, fits: Callable[[Plan, Op], bool]) -> _Narrowing | None:
+    """fits: whether the kernel is worth it for this depthwise convolution."""
+    if plan.training or not is_depthwise(plan, op) or not fits(plan, op):
         return None
     before, after = clip_before(plan, op), clip_behind(plan, op)
     project = plan.only_reader([op, *after.ops][-1])
@@ -264,17 +265,11 @@ def _strided(x, conv: Op):
 
 
 def _has_many_small_maps(plan: Plan, op: Op) -> bool:
-    """Of a depthwise convolution."""
-    if not is_depthwise(plan, op):
-        return False
     x, y = plan.graph.info[op.inputs[0]], plan.graph.info[op.outputs[0]]
     return x.dims[0] >= MANY_MAPS and (x.nelms() + y.nelms()) // x.dims[0] * x.dtype.itemsize <= SMALL_MAP_BYTES
 
 
 def _has_short_rows(plan: Plan, op: Op) -> bool:
-    """Of a depthwise convolution."""
-    if not is_depthwise(plan, op):
-        return False
     x, y = (plan.graph.info[name] for name in (op.inputs[0], op.outputs[0]))
     read, written = (i.dims[1] * i.dims[3] * i.dtype.itemsize for i in (x, y))
     stride = op.attr("strides", (1, 1))[0]

@@ -11,11 +11,11 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 
 import torch
 
+from ..atomic_io import replacing
 from ..errors import popart_exception
 from ..tensorinfo import TensorInfo
 from . import python_ops
@@ -57,11 +57,8 @@ def write(path: Path | None, types: Types) -> None:
     if path is None:
         return
     text = json.dumps({name: [info.data_type(), info.dims] for name, info in types.items()})
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-            part = Path(scratch) / path.name
-            part.write_text(text)
-            part.replace(path)
+    with contextlib.suppress(OSError, popart_exception):
+        with replacing(path, "the types of a graph", make_folder=True) as file:
+            file.write(text.encode())
         for old in sorted(path.parent.glob("*.json"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
             old.unlink()

@@ -37,8 +37,8 @@ class TorchOp:
         return function
 
     def register_autograd(self, backward: Callable, setup_context: Callable) -> None:
+        """The gradient, as torch.library.register_autograd takes it."""
         torch.library.register_autograd(self.name, backward, setup_context=setup_context)
-
 
     def _refuse(self, ctx, *gradients):
         raise RuntimeError(f"{self.name} has no gradient")
